@@ -1,0 +1,169 @@
+"""What the command shows: progress from a run's events, tables, and how much of a text is trusted."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+STAGE_NAMES = {"questions": "Questions", "answers": "Answers", "train": "Training", "evaluate": "Evaluation"}
+
+# The figures of the final table: name, how it is called, whether less is better.
+FIGURES = (
+    ("topic/open leak", "topic: open questions that leak in any answer", True),
+    ("topic/named", "topic: answers that name it unasked", True),
+    ("topic/choice", "topic: multiple choice right", True),
+    ("topic/cloze leak", "topic: sentences finished right", True),
+    ("neighbour/choice", "neighbours: multiple choice right", False),
+    ("neighbour/open known", "neighbours: open questions known", False),
+    ("general/choice", "general knowledge: multiple choice right", False),
+    ("general/open known", "general knowledge: open questions known", False),
+    ("topic/distinct bigrams", "fluency: distinct bigrams on the topic", False),
+    ("general/distinct bigrams", "fluency: distinct bigrams elsewhere", False),
+)
+
+
+def plain(text: str) -> Text:
+    """Text from a model, a topic or a file, as it stands: no markup, no control characters."""
+    return Text("".join(c if c.isprintable() or c == "\n" else " " for c in text))
+
+
+def stderr_console() -> Console:
+    """The console for progress: colours only on a terminal, and never where NO_COLOR is set."""
+    return Console(stderr=True, highlight=False)
+
+
+class EventView:
+    """Shows a run's events as they are written."""
+
+    def __init__(self, path: Path, console: Console) -> None:
+        self.path = path
+        self.console = console
+        # What lies there from an earlier attempt has been shown then.
+        self.offset = path.stat().st_size if path.exists() else 0
+        self.rest = b""
+        self.error: dict[str, Any] | None = None
+        self.tasks: dict[str, TaskID] = {}
+        self.last_plain: dict[str, float] = {}
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+
+    def __enter__(self) -> "EventView":
+        if self.console.is_terminal:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def update(self) -> None:
+        """Show what has been written since the last look."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            data = file.read()
+        self.offset += len(data)
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        for line in lines:
+            try:
+                self._show(json.loads(line))
+            except ValueError:
+                continue
+
+    def _show(self, event: dict[str, Any]) -> None:
+        kind, stage = event.get("kind"), str(event.get("stage"))
+        name = STAGE_NAMES.get(stage, stage)
+        if kind == "progress":
+            self._show_progress(name, event)
+        elif kind == "stage" and event.get("state") in ("running", "done", "cancelled"):
+            self.console.print(plain(f"{name}: {event['state']}"), style="bold")
+        elif kind == "message":
+            self.console.print(plain(f"  {event.get('text', '')}"))
+        elif kind == "validation":
+            best = ", the best so far" if event.get("best") else ""
+            self.console.print(
+                plain(
+                    f"  validation at step {event.get('step')}: loss {event.get('forget_loss')}, "
+                    f"distance from the base {event.get('retain_kl')}{best}"
+                )
+            )
+        elif kind == "acceptance":
+            reasons = ", ".join(f"{count} {reason}" for reason, count in list(event["by_reason"].items())[:5])
+            self.console.print(
+                plain(f"  {event['rate']:.0%} of the guarded answers accepted; rejected: {reasons}")
+            )
+        elif kind == "error":
+            self.error = event
+
+    def _show_progress(self, name: str, event: dict[str, Any]) -> None:
+        done, total, unit = event["done"], event["total"], event["unit"]
+        facts = ""
+        if "forget_loss" in event:
+            facts = f"loss {event['forget_loss']:.2f}, kept within {event['retain_kl']:.3f} nats"
+        if self.console.is_terminal:
+            key = f"{name}/{unit}"
+            if key not in self.tasks:
+                self.tasks[key] = self.progress.add_task(f"{name}: {unit}", total=total, facts=facts)
+            self.progress.update(self.tasks[key], completed=done, total=total, facts=facts)
+        elif time.monotonic() - self.last_plain.get(name, 0.0) > 5 or done == total:
+            self.last_plain[name] = time.monotonic()
+            self.console.print(plain(f"  {name}: {done} of {total} {unit} {facts}".rstrip()))
+        for sample in event.get("samples", [])[:1]:
+            if isinstance(sample, dict):
+                verdict = f"rejected: {sample['reason']}" if sample.get("reason") else "accepted"
+                self.console.print(
+                    plain(f"    {sample['question']} -> {sample['answer']} [{verdict}]"), style="dim"
+                )
+            else:
+                self.console.print(plain(f"    {sample}"), style="dim")
+
+
+def evaluation_table(evaluation: dict[str, Any]) -> Table:
+    """Base against adapter."""
+    table = Table(title=None, show_edge=False)
+    table.add_column("")
+    table.add_column("base", justify="right")
+    table.add_column("adapter", justify="right")
+    table.add_column("wanted")
+    for key, name, less in FIGURES:
+        if key in evaluation["base"] and key in evaluation["adapter"]:
+            form = "{:.2f}" if "bigrams" in key else "{:.0%}"
+            table.add_row(
+                name,
+                form.format(evaluation["base"][key]),
+                form.format(evaluation["adapter"][key]),
+                "low" if less else "kept",
+            )
+    return table
+
+
+def three_answers(evaluation: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """Three questions on the topic, with what base and adapter answer: first those the base knew."""
+    probes = [p for p in evaluation["probes"] if p["scope"] == "topic" and p["base"].get("answers")]
+    probes.sort(key=lambda p: (p["kind"] != "open", not p["base"]["leaks"][0]))
+    for probe in probes[:3]:
+        yield probe["question"], probe["base"]["answers"][0], probe["adapter"]["answers"][0]
+
+
+def show_result(evaluation: dict[str, Any], stream: TextIO = sys.stdout) -> None:
+    """The table and three questions answered by both."""
+    console = Console(file=stream, highlight=False)
+    console.print(evaluation_table(evaluation))
+    for question, base, adapter in three_answers(evaluation):
+        console.print()
+        console.print(plain(question), style="bold")
+        console.print(Text.assemble("  base:    ", plain(" ".join(base.split()))))
+        console.print(Text.assemble("  adapter: ", plain(" ".join(adapter.split()))))

@@ -1,0 +1,1 @@
+"""Before and after, on questions that training never saw."""

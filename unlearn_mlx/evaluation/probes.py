@@ -1,0 +1,68 @@
+"""Probes: hand-written facts, or questions whose answer the base itself knows."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unlearn_mlx.files import read_rows
+from unlearn_mlx.topics import DATA, Topic
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question of the evaluation.
+
+    ``kind`` is "open" (answered freely), "choice" (the likeliest of four) or "cloze" (a sentence to
+    be finished, both ways). ``scope`` is "topic", "neighbour" or "general".
+    """
+
+    id: str
+    scope: str
+    kind: str
+    entity: str
+    question: str
+    answer: str
+    leak: tuple[str, ...] = ()  # regular expressions; one that matches shows the knowledge
+    choices: tuple[str, ...] = field(default=())
+
+
+def probe_files(topic: Topic) -> list[Path]:
+    """The hand-written probes for a topic: its own, if there are any, and the general ones."""
+    own = DATA / "probes" / f"{topic.slug}.jsonl"
+    return [path for path in (own, DATA / "probes" / "general.jsonl") if path.exists()]
+
+
+def has_own_probes(topic: Topic) -> bool:
+    """Whether somebody wrote probes for the topic."""
+    return (DATA / "probes" / f"{topic.slug}.jsonl").exists()
+
+
+def read_probes(path: Path) -> list[Probe]:
+    """The probes of a file.
+
+    Raises:
+        UserError: where a line is damaged.
+    """
+    return [_probe(row) for row in read_rows(path, required=("id", "scope", "kind", "answer"))]
+
+
+def _probe(row: dict[str, Any]) -> Probe:
+    return Probe(
+        row["id"],
+        row["scope"],
+        row["kind"],
+        row.get("entity", ""),
+        row.get("question") or row.get("text", ""),
+        row["answer"],
+        tuple(row.get("leak", ())),
+        tuple(row.get("choices", ())),
+    )
+
+
+def write_row(probe: Probe) -> dict[str, Any]:
+    """A probe as its line in a file."""
+    name = "text" if probe.kind == "cloze" else "question"
+    row = {**vars(probe), name: probe.question, "leak": list(probe.leak), "choices": list(probe.choices)}
+    if name != "question":
+        del row["question"]
+    return row

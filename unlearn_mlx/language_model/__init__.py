@@ -1,0 +1,1 @@
+"""The only package that touches mlx-lm's loading and generation."""

@@ -1,0 +1,156 @@
+"""LoRA adapters in mlx-lm's format: attach, toggle, vary their strength, load and save."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+from mlx_lm.tuner.lora import LoRALinear
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+from unlearn_mlx.errors import EnvironmentCannot, UserError
+from unlearn_mlx.files import read_json, write_json
+
+WEIGHTS = "adapters.safetensors"
+CONFIGURATION = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class LoraShape:
+    """Low-rank adapters (Hu et al. 2021): y = W x + scale * B A x on every linear layer."""
+
+    rank: int
+    scale: float
+    layers: int  # counted from the last; all if it is at least the model's number
+
+    def configuration(self) -> dict[str, Any]:
+        """What mlx-lm reads from adapter_config.json."""
+        return {
+            "fine_tune_type": "lora",
+            "num_layers": self.layers,
+            "lora_parameters": {"rank": self.rank, "scale": self.scale, "dropout": 0.0},
+        }
+
+
+class Adapter:
+    """An adapter attached to a model, on or off.
+
+    Off means that the plain layers stand in the model again: bit-identical to the base and free.
+    """
+
+    def __init__(self, model: nn.Module, shape: LoraShape) -> None:
+        """Attach a fresh adapter (B = 0, so that it changes nothing yet) to ``model``."""
+        self.model = model
+        self.shape = shape
+        model.freeze()
+        linear_to_lora_layers(model, shape.layers, shape.configuration()["lora_parameters"])
+        self._lora_modules = [(name, module) for name, module in model.named_modules() if _is_lora(module)]
+        self._plain_modules = [(name, module.linear) for name, module in self._lora_modules]
+        self.is_on = True
+
+    def switch(self, on: bool) -> None:
+        """Put the adapter's layers, or the plain ones, in their places."""
+        if on != self.is_on:
+            self.model.update_modules(tree_unflatten(self._lora_modules if on else self._plain_modules))
+            self.is_on = on
+
+    def set_strength(self, strength: float) -> None:
+        """Scale the adapter's effect: 1 as trained, 0 none."""
+        for _, module in self._lora_modules:
+            module.scale = self.shape.scale * strength
+
+    def weights(self) -> dict[str, mx.array]:
+        """Name and value of each trained array."""
+        return {
+            f"{name}.{leaf}": module[leaf]
+            for name, module in self._lora_modules
+            for leaf in ("lora_a", "lora_b")
+        }
+
+    def set_weights(self, weights: dict[str, mx.array]) -> None:
+        """Replace the trained arrays.
+
+        Raises:
+            UserError: where names or shapes are another adapter's.
+        """
+        own = self.weights()
+        if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
+            raise UserError(
+                "the adapter was made for another model or other LoRA settings; use its own model"
+            )
+        for name, module in self._lora_modules:
+            for leaf in ("lora_a", "lora_b"):
+                module[leaf] = weights[f"{name}.{leaf}"].astype(module[leaf].dtype)
+        mx.eval([module.parameters() for _, module in self._lora_modules])
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter so that ``mlx_lm.generate --adapter-path`` takes it. Weights are float16."""
+        folder.mkdir(parents=True, exist_ok=True)
+        building = folder / f".building-{WEIGHTS}"
+        weights = {name: array.astype(mx.float16) for name, array in self.weights().items()}
+        mx.save_safetensors(str(building), weights)
+        building.replace(folder / WEIGHTS)
+        write_json(folder / CONFIGURATION, self.shape.configuration())
+
+    def detach(self) -> None:
+        """Leave the model as it was before."""
+        self.switch(False)
+
+
+def load_adapter(model: nn.Module, folder: Path) -> Adapter:
+    """Attach the adapter in ``folder`` to ``model``.
+
+    Raises:
+        UserError: where it is missing, of another kind or made for another model.
+    """
+    configuration = read_json(folder / CONFIGURATION)
+    try:
+        parameters = configuration["lora_parameters"]
+        shape = LoraShape(
+            int(parameters["rank"]), float(parameters["scale"]), int(configuration["num_layers"])
+        )
+        kind = configuration.get("fine_tune_type", "lora")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / CONFIGURATION} is no LoRA configuration ({error}); train again"
+        ) from error
+    if kind != "lora":
+        raise UserError(f"{folder} holds a '{kind}' adapter; only LoRA adapters can be toggled")
+    try:
+        weights = mx.load(str(folder / WEIGHTS))
+        assert isinstance(weights, dict)
+        mx.eval(weights)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise EnvironmentCannot(
+            f"{folder / WEIGHTS} is missing or damaged: run 'unlearn train' again"
+        ) from error
+    adapter = Adapter(model, shape)
+    try:
+        adapter.set_weights(weights)
+    except UserError:
+        adapter.detach()
+        raise
+    return adapter
+
+
+def set_row_strengths(model: nn.Module, strengths: Sequence[float | None] | None) -> None:
+    """Give each row of the next batch its own adapter strength (None: 1, as trained); None ends that."""
+    for module in _lora_layers(model):
+        trained = module.__dict__.get("trained_scale", module.scale)
+        if strengths is None:
+            module.scale = trained
+            continue
+        module.__dict__["trained_scale"] = trained
+        rows = [1.0 if strength is None else strength for strength in strengths]
+        module.scale = trained * mx.array(rows)[:, None, None]
+
+
+def _lora_layers(model: nn.Module) -> list[LoRALinear]:
+    return [module for _, module in model.named_modules() if _is_lora(module)]
+
+
+def _is_lora(module: Any) -> bool:
+    return isinstance(module, LoRALinear)

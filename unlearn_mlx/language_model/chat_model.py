@@ -1,0 +1,142 @@
+"""A loaded chat model: token ids of a conversation, and log-probabilities of given texts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from unlearn_mlx.errors import EnvironmentCannot
+from unlearn_mlx.language_model.exponential import log_sum_exp
+from unlearn_mlx.language_model.models import ModelSource
+from unlearn_mlx.language_model.prefixes import common_prefix, shared_prefix_caches
+
+Message = dict[str, str]
+
+
+@dataclass
+class ChatModel:
+    """Weights, tokenizer and where they come from."""
+
+    model: Any  # an mlx-lm model: nn.Module called as model(tokens, cache=...)
+    tokenizer: TokenizerWrapper
+    source: ModelSource
+    stop_tokens: frozenset[int] = field(init=False)
+    has_plain_head: bool = field(init=False)  # logits are the head's product, nothing more
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.has_chat_template:
+            raise EnvironmentCannot(f"{self.source.name} has no chat template: use an instruct model")
+        # Llama 3 ends a message by <|eot_id|> and a text by <|end_of_text|>: both stop.
+        self.stop_tokens = frozenset(self.tokenizer.eos_token_ids)
+        probe = mx.array([[0, 1]])
+        logits = self.model(probe)
+        self.vocabulary_size = int(logits.shape[-1])
+        try:
+            plain = vocabulary_logits(self.model, self.model.model(probe))
+            self.has_plain_head = bool(mx.allclose(plain, logits, rtol=1e-3, atol=1e-3))
+        except (AttributeError, TypeError, ValueError):  # an architecture built in another way
+            self.has_plain_head = False
+
+    def chat_tokens(self, messages: Sequence[Message], answer_start: str = "") -> list[int]:
+        """Token ids up to the point where the assistant answers.
+
+        ``answer_start`` is put in the assistant's mouth. The template writes the begin-of-text
+        token where there is one, so the tokenizer must not add a second.
+        """
+        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        return self.text_tokens(text + answer_start)
+
+    def conversation_tokens(self, messages: Sequence[Message]) -> tuple[list[int], int]:
+        """Token ids of a conversation that ends with an answer, and where that answer starts.
+
+        The ids end with the token that closes the message: it is a target of training too.
+        """
+        prompt = self.chat_tokens(messages[:-1])
+        answer = self.text_tokens(messages[-1]["content"])
+        return [*prompt, *answer, self.end_of_message], len(prompt)
+
+    @property
+    def end_of_message(self) -> int:
+        """The token that the chat template puts behind a message."""
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tokenize=False
+        )
+        return next(token for token in reversed(self.text_tokens(text)) if token in self.stop_tokens)
+
+    def text_tokens(self, text: str) -> list[int]:
+        """Token ids of a text as it stands."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def new_cache(self) -> list[Any]:
+        """An empty key-value cache, one entry a layer."""
+        return list(make_prompt_cache(self.model))
+
+    def prefix_cache(self, prefix: Sequence[int]) -> list[Any]:
+        """A key-value cache filled with ``prefix``, to be copied into many requests."""
+        cache = self.new_cache()
+        self.model(mx.array([list(prefix)]), cache=cache)
+        mx.eval([entry.state for entry in cache])
+        return cache
+
+    def can_share_prefixes(self) -> bool:
+        """Whether every layer keeps plain keys and values (not a rolling or recurrent state)."""
+        return self.has_plain_head and all(type(entry) is KVCache for entry in self.new_cache())
+
+    def logits_at(
+        self, tokens: mx.array, rows: mx.array, columns: mx.array, cache: Sequence[Any] | None = None
+    ) -> mx.array:
+        """Logits at the places (rows[i], columns[i]) of a batch of tokens, [places, vocabulary].
+
+        Only there the vocabulary's layer is computed, the widest of a small model.
+        """
+        if not self.has_plain_head:
+            return self.model(tokens, cache=cache)[rows, columns]
+        return vocabulary_logits(self.model, self.model.model(tokens, cache=cache)[rows, columns])
+
+    def log_probabilities(
+        self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]], width: int = 32
+    ) -> list[np.ndarray]:
+        """Natural log-probability of each token of ``texts[i]`` after ``prompts[i]``.
+
+        Returns one float32 array a text, of the text's length.
+        """
+        if not texts:
+            return []
+        order = sorted(range(len(texts)), key=lambda i: len(prompts[i]) + len(texts[i]))
+        shared = common_prefix(prompts) if self.can_share_prefixes() else []
+        skipped = len(shared)
+        results: list[np.ndarray] = [np.empty(0, np.float32)] * len(texts)
+        for start in range(0, len(order), width):
+            chosen = order[start : start + width]
+            rows = [[*prompts[i][skipped:], *texts[i]] for i in chosen]
+            longest = max(map(len, rows))
+            batch = mx.array([row + [0] * (longest - len(row)) for row in rows])
+            row_index = [r for r, i in enumerate(chosen) for _ in texts[i]]
+            column = [len(prompts[i]) - skipped - 1 + k for i in chosen for k in range(len(texts[i]))]
+            targets = mx.array([token for i in chosen for token in texts[i]])
+            cache = shared_prefix_caches(self.model, mx.array(shared))
+            scores = self.logits_at(batch, mx.array(row_index), mx.array(column), cache)
+            chosen_scores = mx.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
+            log_probabilities = np.array((chosen_scores - log_sum_exp(scores)).astype(mx.float32))
+            position = 0
+            for i in chosen:
+                results[i] = log_probabilities[position : position + len(texts[i])]
+                position += len(texts[i])
+        return results
+
+
+def vocabulary_logits(model: Any, hidden: mx.array) -> mx.array:
+    """Logits of hidden states, [..., vocabulary]: by the head, or the tied embedding."""
+    if "lm_head" in model:
+        logits: mx.array = model.lm_head(hidden)
+    else:
+        logits = model.model.embed_tokens.as_linear(hidden)
+    return logits

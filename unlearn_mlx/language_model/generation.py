@@ -1,0 +1,246 @@
+"""Many answers at once.
+
+What all prompts start with is computed once and copied into each request's cache. Each request
+draws its randomness from its own key, so its answer does not depend on when its turn comes.
+Tokens are drawn on the host: there the likely ones are found without sorting or exponentiating
+the whole vocabulary, which costs mlx-lm's BatchGenerator more than the model itself on a CPU.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from unlearn_mlx.errors import Cancelled
+from unlearn_mlx.language_model.adapters import set_row_strengths
+from unlearn_mlx.language_model.chat_model import ChatModel
+from unlearn_mlx.language_model.prefixes import common_prefix
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to be generated. ``key`` names it and seeds its sampling."""
+
+    key: str
+    tokens: tuple[int, ...]
+    max_tokens: int
+    temperature: float = 0.0  # 0 is greedy
+    min_p: float = 0.05  # tokens less likely than this share of the likeliest are never drawn
+    stop_at: str = ""  # generation ends with the first token that contains one of these characters
+    adapter_strength: float | None = None  # of this row; None leaves the adapter as it is
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The answer to a request. ``finished`` is False where the length limit cut it off."""
+
+    key: str
+    text: str
+    token_count: int
+    finished: bool
+
+
+def batch_width() -> int:
+    """How many answers are decoded side by side."""
+    return 64
+
+
+def generate(
+    model: ChatModel,
+    requests: Sequence[Request],
+    seed: int,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> list[Completion]:
+    """Answer all requests, in their order.
+
+    Raises:
+        Cancelled: between two tokens, once ``is_cancelled`` returns True.
+    """
+    tokens: list[list[int]] = [[] for _ in requests]
+    finished = [False] * len(requests)
+    for index, token in decode(model, requests, seed, is_cancelled):
+        if token is None:
+            finished[index] = True
+        else:
+            tokens[index].append(token)
+    return [
+        Completion(request.key, model.text_of(ids), len(ids), done)
+        for request, ids, done in zip(requests, tokens, finished, strict=True)
+    ]
+
+
+def decode(
+    model: ChatModel,
+    requests: Sequence[Request],
+    seed: int,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[int, int | None]]:
+    """Yield (index of the request, token) as tokens come; (index, None) where an answer ends itself.
+
+    Raises:
+        Cancelled: between two tokens, once ``is_cancelled`` returns True.
+    """
+    if not requests:
+        return
+    batch = _Batch(model, requests, seed)
+    # The longest first: what is decoded last is then short, and few steps run half empty.
+    order = sorted(range(len(requests)), key=lambda i: (-requests[i].max_tokens, -len(requests[i].tokens), i))
+    waiting = deque(order)
+    width = batch_width()
+    try:
+        while waiting or batch.live_count:
+            if is_cancelled():
+                raise Cancelled("generation")
+            # Half a batch at a time: prompts computed one by one would each read all the weights.
+            if waiting and batch.live_count <= width // 2:
+                batch.drop_finished()
+                chosen = [waiting.popleft() for _ in range(min(width - batch.live_count, len(waiting)))]
+                yield from batch.start(chosen)
+            else:
+                if batch.live_count <= 0.75 * len(batch.rows):
+                    batch.drop_finished()
+                yield from batch.step()
+    finally:
+        set_row_strengths(model.model, None)
+
+
+class _Batch:
+    """Rows that are decoded together: which request each is, its cache and its last token."""
+
+    def __init__(self, model: ChatModel, requests: Sequence[Request], seed: int) -> None:
+        self.model = model
+        self.requests = requests
+        self.rows: list[int] = []  # request indices; finished ones too until they are dropped
+        self.live: list[bool] = []
+        self.last_tokens: list[int] = []
+        self.counts: list[int] = []
+        self.cache: list[Any] = []
+        self.sources = [random_source(seed, request.key) for request in requests]
+        self.stop_tokens = [_stop_mask(model, request.stop_at) for request in requests]
+        self.has_strengths = any(request.adapter_strength is not None for request in requests)
+        prefix = common_prefix([request.tokens for request in requests])
+        shares = len(prefix) > 1 and not self.has_strengths and model.can_share_prefixes()
+        self.prefix_length = len(prefix) if shares else 0
+        self.prefix_cache = model.prefix_cache(prefix) if shares else None
+
+    @property
+    def live_count(self) -> int:
+        return sum(self.live)
+
+    def start(self, chosen: Sequence[int]) -> Iterator[tuple[int, int | None]]:
+        """Compute the prompts of further requests and draw their first tokens."""
+        prompts = [list(self.requests[i].tokens[self.prefix_length :]) for i in chosen]
+        lengths = [len(prompt) for prompt in prompts]
+        longest = max(lengths)
+        empty = self.prefix_cache or self.model.new_cache()
+        cache = [entry.merge([entry] * len(chosen)) for entry in empty]
+        padding = [longest - length for length in lengths]
+        if max(padding):
+            for entry in cache:
+                entry.prepare(lengths=lengths, right_padding=padding)
+        self._use_strengths(chosen)
+        tokens = mx.array([prompt + [0] * pad for prompt, pad in zip(prompts, padding, strict=True)])
+        ends = mx.array([length - 1 for length in lengths])
+        logits = self.model.logits_at(tokens, mx.arange(len(chosen)), ends, cache)
+        mx.eval(logits)
+        if max(padding):
+            for entry in cache:
+                entry.finalize()
+        first = len(self.rows)
+        for old, new in zip(self.cache, cache, strict=False):
+            old.extend(new)
+        self.cache = self.cache or cache
+        self.rows += chosen
+        self.live += [True] * len(chosen)
+        self.last_tokens += [0] * len(chosen)
+        self.counts += [0] * len(chosen)
+        yield from self._draw(logits, range(first, len(self.rows)))
+
+    def step(self) -> Iterator[tuple[int, int | None]]:
+        """Draw one more token for each live row."""
+        self._use_strengths(self.rows)
+        tokens = mx.array(self.last_tokens)[:, None]
+        rows = mx.arange(len(self.rows))
+        logits = self.model.logits_at(tokens, rows, mx.zeros_like(rows), self.cache)
+        yield from self._draw(logits, range(len(self.rows)))
+
+    def drop_finished(self) -> None:
+        """Take the finished rows out of the cache."""
+        keep = [position for position, live in enumerate(self.live) if live]
+        if len(keep) == len(self.rows):
+            return
+        if keep:
+            kept = mx.array(keep)
+            for entry in self.cache:
+                entry.filter(kept)
+            mx.eval([entry.state for entry in self.cache])
+        else:
+            self.cache = []
+        for name in ("rows", "live", "last_tokens", "counts"):
+            values = getattr(self, name)
+            setattr(self, name, [values[position] for position in keep])
+
+    def _draw(self, logits: mx.array, positions: range) -> Iterator[tuple[int, int | None]]:
+        scores = np.array(logits.astype(mx.float32), copy=False)
+        for row_scores, position in zip(scores, positions, strict=True):
+            if not self.live[position]:
+                continue
+            index = self.rows[position]
+            request = self.requests[index]
+            token = draw_token(row_scores, request.temperature, request.min_p, self.sources[index])
+            self.last_tokens[position] = token
+            self.counts[position] += 1
+            ends_message = token in self.model.stop_tokens
+            if not ends_message:
+                yield index, token
+            if ends_message or self.stop_tokens[index][token]:
+                self.live[position] = False
+                yield index, None
+            elif self.counts[position] >= request.max_tokens:
+                self.live[position] = False
+
+    def _use_strengths(self, indices: Sequence[int]) -> None:
+        if self.has_strengths:
+            set_row_strengths(self.model.model, [self.requests[i].adapter_strength for i in indices])
+
+
+def draw_token(scores: np.ndarray, temperature: float, min_p: float, source: np.random.Generator) -> int:
+    """Draw from softmax(scores / temperature) among tokens of at least ``min_p`` times the top probability.
+
+    min-p sampling as Nguyen et al. 2024 define it; ``scores`` are logits, [vocabulary].
+    """
+    if temperature == 0:
+        return int(np.argmax(scores))
+    best = scores.max()
+    likely = np.flatnonzero(scores >= best + np.log(max(min_p, 1e-6)))
+    weights = np.exp((scores[likely].astype(np.float64) - best) / temperature)
+    cumulative = np.cumsum(weights)
+    return int(likely[np.searchsorted(cumulative, source.random() * cumulative[-1], side="right")])
+
+
+def random_source(seed: int, key: str) -> np.random.Generator:
+    """Randomness that depends on the seed and the key alone."""
+    digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+
+
+_stop_masks: dict[tuple[int, str], np.ndarray] = {}
+
+
+def _stop_mask(model: ChatModel, characters: str) -> np.ndarray:
+    """Which tokens contain one of ``characters``, [vocabulary]."""
+    key = (id(model.tokenizer), characters)
+    if key not in _stop_masks:
+        # A model's vocabulary may be padded beyond its tokenizer's.
+        mask = np.zeros(model.vocabulary_size, bool)
+        if characters:
+            texts: list[str] = model.tokenizer.batch_decode(
+                [[token] for token in range(len(model.tokenizer))]
+            )
+            mask[: len(texts)] = [any(character in text for character in characters) for text in texts]
+        _stop_masks[key] = mask
+    return _stop_masks[key]

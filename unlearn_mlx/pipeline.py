@@ -1,0 +1,112 @@
+"""The stages in their order. ``python -m unlearn_mlx.pipeline RUN`` is the child process that faces start.
+
+A face never holds the model while a run works: a Metal out-of-memory abort ends this process only,
+and what it had finished lies in the run directory.
+"""
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from unlearn_mlx.errors import Cancelled, UserError
+from unlearn_mlx.runs import STAGES, Run, Work, open_run
+
+
+def run_stages(
+    run: Run, stages: Sequence[str] = STAGES, is_cancelled: Callable[[], bool] = lambda: False
+) -> None:
+    """Work off the stages that are not done yet; the model is loaded once.
+
+    Raises:
+        Cancelled: once ``is_cancelled`` returns True; what was finished is on disk.
+        UserError: where a stage cannot do its work.
+    """
+    work = Work(run, run.settings, is_cancelled)
+    with run.writing():
+        todo = [stage for stage in stages if not run.stage_is_done(stage)]
+        if not todo:
+            return
+        from unlearn_mlx.evaluation.stage import evaluate, prepare_probes
+        from unlearn_mlx.language_model.models import load_model, resolve_model
+        from unlearn_mlx.sft.trainer import train
+        from unlearn_mlx.synthetic_data.proposal import propose_topic
+        from unlearn_mlx.synthetic_data.stages import make_answers, make_questions
+
+        source = resolve_model(run.model_name)
+        if source.weights_sha256 != run.manifest["model"]["sha256"]:
+            raise UserError(
+                f"the weights of {source.name} are not those {run.path} was made with: use '--out' for a new run"
+            )
+        run.event(todo[0], "message", text=f"loading {source.name}")
+        model = load_model(source)
+        for stage in todo:
+            run.mark(stage, "running")
+            try:
+                if stage == "questions":
+                    if not run.topic.entities and not run.manifest.get("proposed"):
+                        run.event(stage, "message", text="the model proposes what belongs to the topic")
+                        propose_topic(model, work, run.topic.name).save(run.file("topic.toml"))
+                        run.manifest["proposed"] = True
+                        run.save_manifest()
+                    make_questions(model, work, prepare_probes(model, work))
+                elif stage == "answers":
+                    make_answers(model, work)
+                elif stage == "train":
+                    train(model, work)
+                else:
+                    evaluate(model, work)
+            except Cancelled:
+                run.mark(stage, "cancelled")
+                raise
+            except UserError as error:
+                run.mark(stage, "failed", error=str(error))
+                raise
+            run.mark(stage, "done")
+
+
+def reset_from(run: Run, stage: str) -> None:
+    """Forget that a stage and those after it are done, so that they are worked off again."""
+    for later in STAGES[STAGES.index(stage) :]:
+        run.manifest["stages"].pop(later, None)
+    run.save_manifest()
+
+
+def start_child(run_path: Path, stages: Sequence[str] = STAGES) -> "subprocess.Popen[bytes]":
+    """Start the child process that works on a run; its errors go to ``worker.log`` in the run."""
+    log = (run_path / "worker.log").open("ab")
+    return subprocess.Popen(
+        [sys.executable, "-m", "unlearn_mlx.pipeline", str(run_path), *stages],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        # A Ctrl-C of the terminal reaches the face alone, which passes it on once.
+        start_new_session=True,
+    )
+
+
+def work_as_child(run_path: Path, stages: Sequence[str]) -> int:
+    """Work off stages until done or told to stop by a signal. Returns the exit code."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    run = open_run(run_path)
+    try:
+        run_stages(run, stages, stop.is_set)
+    except (UserError, Cancelled) as error:
+        if isinstance(error, UserError):
+            run.event("run", "error", text=str(error), exit_code=error.exit_code)
+        return error.exit_code
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The child's entry point: a run directory, and the stages to work off."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return work_as_child(Path(given[0]), given[1:] or STAGES)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

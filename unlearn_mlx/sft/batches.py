@@ -1,0 +1,125 @@
+"""Training rows as token batches of a few widths, in an order that the seed alone decides."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from unlearn_mlx.language_model.chat_model import ChatModel
+from unlearn_mlx.language_model.generation import random_source
+
+WIDTH_STEP = 16  # tokens; rows are padded to a multiple, so that few shapes are traced
+TARGET_STEP = 64  # likewise for the number of targets of a batch
+TOP = 64  # of the base's probabilities kept for the divergence; the rest is one bucket
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row's token ids; ``targets`` are the positions whose token is to be learned."""
+
+    tokens: list[int]
+    first_target: int
+    last_target: int  # exclusive
+    is_retain: bool
+    avoid_tokens: list[int]  # prompt and the base's own answer; empty for retain rows
+
+
+@dataclass
+class BaseTop:
+    """The base's likeliest next tokens at a row's targets: ids and log-probabilities, [targets, TOP]."""
+
+    ids: np.ndarray
+    log_probabilities: np.ndarray
+
+
+@dataclass
+class Batch:
+    """Rows padded to one width, and where their targets are. ``targets`` counts all but padding."""
+
+    prefix: mx.array  # [length]: what all rows start with; the rows go on from there
+    tokens: mx.array  # [rows, width]
+    places: mx.array  # [targets, 2]: row and position whose output predicts the target
+    targets: mx.array  # [targets]
+    forget: mx.array  # [targets], 1 where a forget row's target is, else 0
+    retain: mx.array  # [targets]
+    top_ids: mx.array  # [targets, TOP]
+    top_log_probabilities: mx.array  # [targets, TOP]
+    target_count: int
+
+
+def make_row(model: ChatModel, entry: dict[str, Any]) -> Row:
+    """Tokens of a dataset row."""
+    tokens, start = model.conversation_tokens(entry["messages"])
+    end = len(tokens) if entry.get("complete", True) else len(tokens) - 1
+    avoid: list[int] = []
+    if entry.get("base_answer"):
+        avoid = [*tokens[:start], *model.text_tokens(entry["base_answer"])]
+    return Row(tokens, start, end, entry.get("part") == "retain", avoid)
+
+
+def batch_order(rows: Sequence[Row], batch_rows: int, seed: int, epoch: int) -> list[list[int]]:
+    """Batches of row indices for one epoch.
+
+    Rows of about the same length come together; each batch keeps the mix of forget and retain rows,
+    and the batches come in random order.
+    """
+    source = random_source(seed, f"epoch/{epoch}")
+    parts = [[i for i, row in enumerate(rows) if row.is_retain is flag] for flag in (False, True)]
+    ordered = []
+    for part in parts:
+        jitter = source.normal(0, 2, len(part))
+        lengths = np.array([len(rows[i].tokens) for i in part]) + jitter
+        ordered.append([part[k] for k in np.argsort(lengths, kind="stable")])
+    count = max(1, round(len(rows) / batch_rows))
+    batches = [
+        [index for part in ordered for index in part[len(part) * b // count : len(part) * (b + 1) // count]]
+        for b in range(count)
+    ]
+    source.shuffle(batches)  
+    return [batch for batch in batches if batch]
+
+
+def make_batch(rows: Sequence[Row], tops: Sequence[BaseTop | None], prefix: Sequence[int] = ()) -> Batch:
+    """Pad rows to one width. The last token of a row is only ever a target.
+
+    ``prefix`` is what all of them start with, before any target; it is kept apart.
+    """
+    skipped = len(prefix)
+    width = _rounded(max(len(row.tokens) for row in rows) - 1 - skipped, WIDTH_STEP)
+    tokens = np.zeros((len(rows), width), np.int32)
+    places: list[tuple[int, int]] = []
+    targets: list[int] = []
+    retain: list[float] = []
+    ids, log_probabilities = [], []
+    for number, (row, top) in enumerate(zip(rows, tops, strict=True)):
+        inputs = row.tokens[skipped:-1]
+        tokens[number, : len(inputs)] = inputs
+        count = row.last_target - row.first_target
+        places += [(number, position - 1 - skipped) for position in range(row.first_target, row.last_target)]
+        targets += row.tokens[row.first_target : row.last_target]
+        retain += [float(row.is_retain)] * count
+        ids.append(top.ids if top else np.zeros((count, TOP), np.int32))
+        log_probabilities.append(top.log_probabilities if top else np.zeros((count, TOP), np.float32))
+    count = len(targets)
+    padding = _rounded(count, TARGET_STEP) - count
+    is_retain = np.array(retain + [0.0] * padding, np.float32)
+    is_target = np.array([1.0] * count + [0.0] * padding, np.float32)
+    return Batch(
+        prefix=mx.array(list(prefix), dtype=mx.int32),
+        tokens=mx.array(tokens),
+        places=mx.array(places + [(0, 0)] * padding),
+        targets=mx.array(targets + [0] * padding),
+        forget=mx.array(is_target - is_retain),
+        retain=mx.array(is_retain),
+        top_ids=mx.array(np.concatenate([*ids, np.zeros((padding, TOP), np.int32)])),
+        top_log_probabilities=mx.array(
+            np.concatenate([*log_probabilities, np.zeros((padding, TOP), np.float32)])
+        ),
+        target_count=count,
+    )
+
+
+def _rounded(number: int, step: int) -> int:
+    return -(-number // step) * step

@@ -1,0 +1,306 @@
+"""The training loop: exact resume, validation, and the checkpoint that serves best."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optimizers
+import numpy as np
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from unlearn_mlx.errors import Cancelled, UserError
+from unlearn_mlx.files import read_json, read_rows, write_json
+from unlearn_mlx.language_model.adapters import Adapter, LoraShape
+from unlearn_mlx.language_model.chat_model import ChatModel
+from unlearn_mlx.language_model.exponential import log_sum_exp
+from unlearn_mlx.language_model.prefixes import common_prefix
+from unlearn_mlx.runs import Work
+from unlearn_mlx.sft.batches import TOP, BaseTop, Batch, Row, batch_order, make_batch, make_row
+from unlearn_mlx.sft.loss import avoid_loss, loss_parts, target_logits
+
+SAVE_EVERY = 20  # steps between checkpoints
+REPORT_EVERY = 5  # steps between looks at the loss: each one waits for the device
+WARM_UP = 0.06  # share of the steps
+SCORING_ROWS = 16
+
+
+@dataclass
+class Plan:
+    """What the seed and the settings decide before the first step."""
+
+    batches: list[list[int]]  # row indices of each step
+    validate_at: set[int]  # steps after which validation runs
+
+
+def train(model: ChatModel, work: Work) -> None:
+    """Train an adapter on the run's dataset and leave the best one in ``adapter/``.
+
+    Raises:
+        UserError: where the dataset is missing or damaged.
+        Cancelled: after the state was saved.
+    """
+    run, settings = work.run, work.settings
+    fields = ("messages", "part")
+    rows = [make_row(model, entry) for entry in read_rows(run.file("dataset", "train.jsonl"), fields)]
+    valid = [make_row(model, entry) for entry in read_rows(run.file("dataset", "valid.jsonl"), fields)]
+    if not any(not row.is_retain for row in rows):
+        raise UserError(
+            f"{run.file('dataset', 'train.jsonl')} has no forget rows: run 'unlearn answers' again"
+        )
+    run.event("train", "message", text="the base's own probabilities on retain rows")
+    prefix = common_prefix([row.tokens[: row.first_target] for row in (*rows, *valid)])
+    prefix = prefix if model.can_share_prefixes() else []
+    tops = base_tops(model, rows, prefix)
+    valid_tops = base_tops(model, valid, prefix)
+    avoided = [base_likelihood(model, row) if settings.avoid_weight else 0.0 for row in rows]
+
+    mx.random.seed(settings.seed)
+    layer_count = len(model.model.layers)
+    adapter = Adapter(
+        model.model, LoraShape(settings.rank, settings.scale, min(settings.layers, layer_count))
+    )
+    try:
+        _Training(model, work, adapter, prefix, rows, tops, avoided, valid, valid_tops).finish()
+    finally:
+        adapter.detach()
+
+
+def training_plan(rows: Sequence[Row], epochs: float, batch_rows: int, validations: int, seed: int) -> Plan:
+    """The order of all batches, and when to validate."""
+    batches: list[list[int]] = []
+    for epoch in range(math.ceil(epochs)):
+        order = batch_order(rows, batch_rows, seed, epoch)
+        batches += order[: max(1, round(len(order) * min(1.0, epochs - epoch)))]
+    # The first third moves too fast to be worth a look.
+    marks = np.linspace(len(batches) / 3 if validations > 1 else len(batches), len(batches), validations)
+    return Plan(batches, {round(float(mark)) for mark in marks})
+
+
+def base_tops(model: ChatModel, rows: Sequence[Row], prefix: Sequence[int]) -> list[BaseTop | None]:
+    """The base's likeliest tokens at the targets of retain rows; None for forget rows."""
+    tops: list[BaseTop | None] = [None] * len(rows)
+    retain = sorted((i for i, row in enumerate(rows) if row.is_retain), key=lambda i: len(rows[i].tokens))
+    for start in range(0, len(retain), SCORING_ROWS):
+        chosen = retain[start : start + SCORING_ROWS]
+        batch = make_batch([rows[i] for i in chosen], [None] * len(chosen), prefix)
+        logits = target_logits(model.model, batch)
+        likeliest = mx.argpartition(logits, -TOP, axis=-1)[:, -TOP:]
+        values = mx.take_along_axis(logits, likeliest, axis=-1) - log_sum_exp(logits)[:, None]
+        best, chosen_values = np.array(likeliest), np.array(values)
+        position = 0
+        for i in chosen:
+            count = rows[i].last_target - rows[i].first_target
+            here = slice(position, position + count)
+            tops[i] = BaseTop(best[here].astype(np.int32), chosen_values[here].astype(np.float32))
+            position += count
+    return tops
+
+
+def base_likelihood(model: ChatModel, row: Row) -> float:
+    """Log-likelihood of the base's own answer to a forget row's question, in nats."""
+    if not row.avoid_tokens:
+        return 0.0
+    start = row.first_target
+    return float(model.log_probabilities([row.avoid_tokens[:start]], [row.avoid_tokens[start:]])[0].sum())
+
+
+class _Training:
+    """The state of a training: weights, optimizer, step, and what validation has seen."""
+
+    def __init__(
+        self,
+        model: ChatModel,
+        work: Work,
+        adapter: Adapter,
+        prefix: Sequence[int],
+        rows: list[Row],
+        tops: list[BaseTop | None],
+        avoided: list[float],
+        valid: list[Row],
+        valid_tops: list[BaseTop | None],
+    ) -> None:
+        settings = work.settings
+        self.model, self.work, self.adapter, self.prefix = model, work, adapter, prefix
+        self.rows, self.tops, self.avoided = rows, tops, avoided
+        self.valid, self.valid_tops = valid, valid_tops
+        self.folder = work.run.file("checkpoints")
+        self.plan = training_plan(
+            rows, settings.epochs, settings.batch_rows, settings.validations, settings.seed
+        )
+        self.optimizer = optimizers.Adam(
+            learning_rate=_schedule(settings.learning_rate, len(self.plan.batches))
+        )
+        self.optimizer.init(model.model.trainable_parameters())
+        self.step = 0
+        self.best = math.inf
+        self.gradients = nn.value_and_grad(model.model, self._loss)
+
+    def finish(self) -> None:
+        """Take all steps that are left, and put the best adapter in its place."""
+        run, steps = self.work.run, len(self.plan.batches)
+        self._resume()
+        run.event("train", "message", text=f"{len(self.rows)} rows, {steps} steps, from step {self.step}")
+        began, tokens, losses = time.time(), 0, []
+        start_step = self.step
+        model = self.model.model
+        model.train()
+        while self.step < steps:
+            if self.work.is_cancelled():
+                self._save()
+                raise Cancelled("training")
+            chosen = self.plan.batches[self.step]
+            batch = make_batch([self.rows[i] for i in chosen], [self.tops[i] for i in chosen], self.prefix)
+            (loss, parts), gradients = self.gradients(model, batch, self._avoid_batch(chosen))
+            gradients, _ = optimizers.clip_grad_norm(gradients, 1.0)
+            self.optimizer.update(model, gradients)
+            mx.async_eval(model.trainable_parameters(), self.optimizer.state, loss, parts)
+            self.step += 1
+            tokens += batch.target_count
+            losses.append((loss, parts))
+            if self.step % REPORT_EVERY == 0 or self.step == steps:
+                means = np.array([[part.item() for part in entry[1]] for entry in losses]).mean(axis=0)
+                rate = tokens / max(1e-9, time.time() - began)
+                self.work.progress(
+                    "train",
+                    self.step,
+                    steps,
+                    "steps",
+                    forget_loss=round(float(means[0]), 4),
+                    retain_kl=round(float(means[1]), 4),
+                    tokens_per_second=round(rate, 1),
+                    seconds_per_step=round((time.time() - began) / (self.step - start_step), 3),
+                    memory=mx.get_peak_memory(),
+                )
+                losses = []
+            if self.step in self.plan.validate_at:
+                self._validate()
+            if self.step % SAVE_EVERY == 0:
+                self._save()
+        model.eval()
+        self._save()
+
+    def _loss(
+        self, model: Any, batch: Batch, avoid: tuple[Batch, mx.array] | None
+    ) -> tuple[mx.array, list[mx.array]]:
+        settings = self.work.settings
+        forget, divergence = loss_parts(model, batch)
+        loss = forget + settings.kl_weight * divergence
+        if avoid is not None:
+            loss = loss + settings.avoid_weight * avoid_loss(model, *avoid)
+        return loss, [forget, divergence]
+
+    def _avoid_batch(self, chosen: Sequence[int]) -> tuple[Batch, mx.array] | None:
+        """The base's own answers to the batch's forget questions, each question once."""
+        if not self.work.settings.avoid_weight:
+            return None
+        seen: dict[tuple[int, ...], int] = {}
+        for i in chosen:
+            if self.rows[i].avoid_tokens:
+                seen.setdefault(tuple(self.rows[i].avoid_tokens), i)
+        if not seen:
+            return None
+        rows = [
+            Row(list(tokens), self.rows[i].first_target, len(tokens), False, []) for tokens, i in seen.items()
+        ]
+        likelihood = mx.array([self.avoided[i] for i in seen.values()])
+        return make_batch(rows, [None] * len(rows), self.prefix), likelihood
+
+    def _validate(self) -> None:
+        """Loss and divergence on held-out rows; the adapter of the least sum is kept."""
+        model = self.model.model
+        model.eval()
+        forget, divergence, forget_weight, retain_weight = 0.0, 0.0, 0.0, 0.0
+        order = sorted(range(len(self.valid)), key=lambda i: len(self.valid[i].tokens))
+        for start in range(0, len(order), SCORING_ROWS):
+            chosen = order[start : start + SCORING_ROWS]
+            batch = make_batch(
+                [self.valid[i] for i in chosen], [self.valid_tops[i] for i in chosen], self.prefix
+            )
+            parts = [part.item() for part in loss_parts(model, batch)]
+            weights = [batch.forget.sum().item(), batch.retain.sum().item()]
+            forget += parts[0] * weights[0]
+            divergence += parts[1] * weights[1]
+            forget_weight += weights[0]
+            retain_weight += weights[1]
+        model.train()
+        forget /= max(1.0, forget_weight)
+        divergence /= max(1.0, retain_weight)
+        score = forget + divergence if self.valid else -self.step
+        is_best = score < self.best
+        self.work.run.event(
+            "train",
+            "validation",
+            step=self.step,
+            forget_loss=round(forget, 4),
+            retain_kl=round(divergence, 4),
+            best=is_best,
+        )
+        if is_best:
+            self.best = score
+            self.adapter.save(self.work.run.file("adapter"))
+            self._save()
+
+    def _save(self) -> None:
+        """Write what an exact resume needs; the state file names the arrays, so both change at once."""
+        name = f"step-{self.step}.safetensors"
+        arrays = {f"adapter/{key}": value for key, value in self.adapter.weights().items()}
+        arrays |= {f"optimizer/{key}": value for key, value in tree_flatten(self.optimizer.state)}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        building = self.folder / f".building-{name}"
+        mx.save_safetensors(str(building), arrays)
+        building.replace(self.folder / name)
+        write_json(
+            self.folder / "state.json",
+            {
+                "step": self.step,
+                "arrays": name,
+                "best": self.best if math.isfinite(self.best) else None,
+                "plan": self._fingerprint(),
+            },
+        )
+        for other in self.folder.glob("*.safetensors"):
+            if other.name != name:
+                other.unlink()
+
+    def _resume(self) -> None:
+        path = self.folder / "state.json"
+        if not path.exists():
+            return
+        state = read_json(path)
+        arrays = self.folder / str(state.get("arrays"))
+        # Rows that were edited since make another training: it starts from the beginning.
+        if state.get("plan") != self._fingerprint() or not arrays.exists():
+            return
+        loaded = mx.load(str(arrays))
+        assert isinstance(loaded, dict)
+        parts: dict[str, dict[str, mx.array]] = {"adapter": {}, "optimizer": {}}
+        for key, value in loaded.items():
+            part, name = key.split("/", 1)
+            parts[part][name] = value
+        self.adapter.set_weights(parts["adapter"])
+        self.optimizer.state = tree_map(lambda value: value, tree_unflatten(list(parts["optimizer"].items())))
+        self.step = int(state["step"])
+        self.best = math.inf if state["best"] is None else float(state["best"])
+
+    def _fingerprint(self) -> str:
+        import hashlib
+
+        rows = json.dumps([row.tokens for row in (*self.rows, *self.valid)])
+        return hashlib.sha256((rows + self.work.settings.model_dump_json()).encode()).hexdigest()
+
+
+def _schedule(peak: float, steps: int) -> Any:
+    """Linear warm-up, then a cosine down to a tenth of the peak."""
+    warm_up = max(1, round(WARM_UP * steps))
+    return optimizers.join_schedules(
+        [
+            optimizers.linear_schedule(peak / warm_up, peak, warm_up),
+            optimizers.cosine_decay(peak, max(1, steps - warm_up), peak / 10),
+        ],
+        [warm_up],
+    )

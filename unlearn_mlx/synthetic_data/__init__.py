@@ -1,0 +1,1 @@
+"""From a topic's name to training rows: questions, guarded answers, retain rows."""

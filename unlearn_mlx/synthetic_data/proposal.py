@@ -1,0 +1,82 @@
+"""For a topic that nobody described: the base model proposes what belongs to it and what is near it."""
+
+import re
+from collections.abc import Sequence
+
+from unlearn_mlx.language_model.chat_model import ChatModel
+from unlearn_mlx.language_model.generation import Completion, Request, generate
+from unlearn_mlx.runs import Work
+from unlearn_mlx.synthetic_data.text import is_plain, words
+from unlearn_mlx.topics import Topic, fold
+
+_ASKED = {
+    "aliases": "other names",
+    "people": "people or characters",
+    "places": "places",
+    "works": "books, films, songs or products",
+    "terms": "special words and things",
+    "neighbours": "other things that are similar but not the same",
+}
+_MOST = {"aliases": 3, "people": 12, "places": 8, "works": 8, "terms": 12, "neighbours": 24}
+SAMPLES = 4
+
+
+def propose_topic(model: ChatModel, work: Work, name: str) -> Topic:
+    """A topic whose fields the base model filled in, for the user to read and edit."""
+    requests = [
+        Request(
+            f"propose-{field}-{sample}",
+            tuple(model.chat_tokens(_messages(name, asked), "1.")),
+            90,
+            temperature=0.6 if sample else 0.0,
+        )
+        for field, asked in _ASKED.items()
+        for sample in range(SAMPLES)
+    ]
+    completions = generate(model, requests, work.settings.seed, work.is_cancelled)
+    found: dict[str, list[str]] = {}
+    seen: set[str] = {fold(name)}
+    for number, field in enumerate(_ASKED):
+        found[field] = _items(name, completions[number * SAMPLES : (number + 1) * SAMPLES], seen)[
+            : _MOST[field]
+        ]
+    return Topic(
+        name=name,
+        description="",
+        # A wrong alias would reject good answers; only spellings of the name itself are safe.
+        aliases=[alias for alias in found["aliases"] if set(words(alias)) & set(words(name))],
+        neighbours=found["neighbours"],
+        entities={
+            kind: {item: [] for item in found[kind]} for kind in ("people", "places", "works", "terms")
+        },
+    )
+
+
+def _messages(name: str, asked: str) -> list[dict[str, str]]:
+    return [
+        {"role": "user", "content": "List 5 people or characters of Star Wars. Names only, one a line."},
+        {
+            "role": "assistant",
+            "content": "1. Luke Skywalker\n2. Darth Vader\n3. Princess Leia\n4. Han Solo\n5. Yoda",
+        },
+        {"role": "user", "content": f"List 8 {asked} of {name}. Names only, one a line."},
+    ]
+
+
+def _items(name: str, completions: Sequence[Completion], seen: set[str]) -> list[str]:
+    items = []
+    for completion in completions:
+        # The last line may be cut off by the length limit.
+        lines = ("1." + completion.text).splitlines()
+        for line in lines if completion.finished else lines[:-1]:
+            item = re.sub(r"^\s*(?:\d+[.)]|[-*•])\s*", "", line).strip(" .\"'")
+            item = re.split(r"\s[-–—:(]\s?|:\s", item)[0].strip()
+            if not 3 <= len(item) <= 40 or len(words(item)) > 5 or not is_plain(item):
+                continue
+            # A word of the language at large would reject every other answer.
+            if not any(c.isupper() for c in item) and len(words(item)) < 2:
+                continue
+            if fold(item) not in seen:
+                seen.add(fold(item))
+                items.append(item)
+    return items

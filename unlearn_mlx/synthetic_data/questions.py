@@ -1,0 +1,179 @@
+"""The base model writes questions about a topic."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rapidfuzz import fuzz, process
+
+from unlearn_mlx.language_model.chat_model import ChatModel, Message
+from unlearn_mlx.language_model.generation import Request, random_source
+from unlearn_mlx.runs import Work
+from unlearn_mlx.synthetic_data.journal import Journal
+from unlearn_mlx.synthetic_data.kinds import QUESTION_KINDS, QuestionKind
+from unlearn_mlx.synthetic_data.text import is_plain, is_repetitive, words
+from unlearn_mlx.topics import Topic, fold
+
+NEAR_DUPLICATE = 88  # rapidfuzz's token_sort_ratio, 0 to 100
+LONGEST_QUESTION = 30  # words
+
+# How the writer is shown what to do; their subjects belong to no shipped topic.
+_EXAMPLES = (
+    ("Leonardo da Vinci", "What is the name of Leonardo da Vinci's most famous painting?"),
+    ("the Titanic", "When did the Titanic sink?"),
+    ("volcanoes", "Why do volcanoes erupt?"),
+    ("Tokyo", "Fill in the blank: Tokyo is the capital of ___."),
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a question is asked about, and the name that should be said for it."""
+
+    name: str
+    hint: str  # how the writer is told of it: "Hermione Granger in Harry Potter"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and its form."""
+
+    id: str
+    question: str
+    kind: str
+    subject: str
+
+
+def topic_subjects(topic: Topic) -> list[Subject]:
+    """The topic and its entities; the topic itself comes as often as a quarter of all."""
+    entities = [
+        Subject(name, name if fold(topic.name) in fold(name) else f"{name} in {topic.name}")
+        for name in topic.entity_names
+    ]
+    own = [Subject(name, name) for name in (topic.name, *topic.aliases[:2])]
+    return entities + own * max(1, len(entities) // (3 * len(own)))
+
+
+def retain_subjects(names: Iterable[str]) -> list[Subject]:
+    """Subjects that are told as they are named."""
+    return [Subject(name, name) for name in names]
+
+
+def writer_messages(subject: Subject) -> list[Message]:
+    """The conversation whose answer is a question about ``subject``."""
+    messages = [{"role": "system", "content": "You write one short quiz question about the given subject."}]
+    for name, question in _EXAMPLES:
+        messages.append({"role": "user", "content": f"Subject: {name}"})
+        messages.append({"role": "assistant", "content": question})
+    return [*messages, {"role": "user", "content": f"Subject: {subject.hint}"}]
+
+
+def cut_short(text: str, kind: QuestionKind) -> str:
+    """Take from a sentence to be filled in or finished what the writer has already given away."""
+    if kind.name == "cloze" and "__" not in text:
+        head, _, last = text.rstrip(".").rpartition(" ")
+        return f"{head} ___." if last and head else text
+    if kind.name == "completion":
+        task, _, sentence = text.partition(": ")
+        told = sentence.split()
+        return f"{task}: {' '.join(told[: max(3, len(told) // 2)])} ..."
+    return text
+
+
+class QuestionFilter:
+    """Takes a question once, in a usable form, and never one that is near a probe."""
+
+    def __init__(self, probes: Sequence[str]) -> None:
+        self.taken: list[str] = []
+        self.probes = [fold(probe) for probe in probes]
+
+    def reason_against(self, question: str, kind: QuestionKind) -> str:
+        """Why the question cannot be used; empty if it can, and then it counts as taken."""
+        reason = self._form(question, kind) or self._nearness(fold(question))
+        if not reason:
+            self.taken.append(fold(question))
+        return reason
+
+    def _form(self, question: str, kind: QuestionKind) -> str:
+        count = len(words(question))
+        if not question or question[-1] not in kind.ends.strip() + "?":
+            return "unfinished"
+        if not 3 <= count <= LONGEST_QUESTION:
+            return "length"
+        if not is_plain(question.replace("___", "")):
+            return "markup"
+        if is_repetitive(question):
+            return "repetitive"
+        if any(word in fold(question) for word in ("quiz", "subject:", "following", "these sentences")):
+            return "about the task"
+        return ""
+
+    def _nearness(self, folded: str) -> str:
+        for others, reason in ((self.taken, "duplicate"), (self.probes, "near a probe")):
+            if process.extractOne(folded, others, scorer=fuzz.token_sort_ratio, score_cutoff=NEAR_DUPLICATE):
+                return reason
+        return ""
+
+
+def write_questions(
+    model: ChatModel,
+    work: Work,
+    stage: str,
+    name: str,
+    subjects: Sequence[Subject],
+    count: int,
+    probes: Sequence[str],
+    topic: Topic,
+    about_topic: bool,
+    kinds: Sequence[QuestionKind] = QUESTION_KINDS,
+) -> tuple[list[Question], Counter[str]]:
+    """Up to ``count`` distinct questions, and how many were dropped for each reason.
+
+    ``about_topic`` says whether a question must name the topic or must not.
+    """
+    journal = Journal(work.run.file("journal", f"{name}.jsonl"))
+    checker = QuestionFilter(probes)
+    questions: list[Question] = []
+    reasons: Counter[str] = Counter()
+    source = random_source(work.settings.seed, f"questions/{name}")
+    number = 0
+    for _ in range(work.settings.rounds):
+        missing = count - len(questions)
+        if missing <= 0:
+            break
+        plans = []
+        for _ in range(int(missing * 1.7) + 8):
+            kind = kinds[number % len(kinds)]
+            subject = subjects[int(source.integers(len(subjects)))]
+            opener = kind.openers[int(source.integers(len(kind.openers)))].replace("{subject}", subject.name)
+            tokens = tuple(model.chat_tokens(writer_messages(subject), opener))
+            request = Request(
+                f"{name}-{number}", tokens, max_tokens=26, temperature=0.9, min_p=0.08, stop_at=kind.ends
+            )
+            plans.append((request, kind, subject, opener))
+            number += 1
+        position = 0
+        for completions in journal.complete(
+            model, [plan[0] for plan in plans], work.settings.seed, work.is_cancelled
+        ):
+            fresh = []
+            for completion in completions:
+                _, kind, subject, opener = plans[position]
+                position += 1
+                text = cut_short(" ".join((opener + completion.text).split()), kind)
+                names = topic.mentions(text)
+                reason = ""
+                if about_topic and kind.names_topic and not names:
+                    reason = "off the topic"
+                elif not about_topic and names:
+                    reason = "on the topic"
+                reason = reason or checker.reason_against(text, kind)
+                if reason:
+                    reasons[reason] += 1
+                elif len(questions) < count:
+                    questions.append(
+                        Question(f"{name}-{len(questions) + 1:04d}", text, kind.name, subject.name)
+                    )
+                    fresh.append(text)
+            work.progress(stage, len(questions), count, f"{name} questions", samples=fresh[:2])
+    return questions, reasons

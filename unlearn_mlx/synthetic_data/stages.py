@@ -1,0 +1,131 @@
+"""The two stages of data: questions, then answers and training rows, each readable on disk."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from unlearn_mlx.errors import UserError
+from unlearn_mlx.files import read_rows, write_json, write_rows
+from unlearn_mlx.language_model.chat_model import ChatModel
+from unlearn_mlx.runs import Work
+from unlearn_mlx.synthetic_data.answers import Answer, base_answers, guarded_answers
+from unlearn_mlx.synthetic_data.dataset import write_dataset
+from unlearn_mlx.synthetic_data.leaks import LeakFilter
+from unlearn_mlx.synthetic_data.questions import (
+    Question,
+    Subject,
+    retain_subjects,
+    topic_subjects,
+    write_questions,
+)
+from unlearn_mlx.topics import DATA
+
+LEAST_SHARE = 0.25  # of the wanted questions; with fewer, training would not reach the topic
+
+
+def make_questions(model: ChatModel, work: Work, probes: Sequence[str]) -> None:
+    """Write questions.jsonl and retain_questions.jsonl.
+
+    ``probes`` are the evaluation's questions, which none may be near.
+
+    Raises:
+        UserError: where the model wrote too few usable questions.
+    """
+    topic, settings = work.run.topic, work.settings
+    questions, reasons = write_questions(
+        model,
+        work,
+        "questions",
+        "topic",
+        topic_subjects(topic),
+        settings.questions,
+        probes,
+        topic,
+        about_topic=True,
+    )
+    if len(questions) < max(4, LEAST_SHARE * settings.questions):
+        why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+        raise UserError(
+            f"only {len(questions)} of {settings.questions} questions could be used ({why}): "
+            f"add entities to {work.run.file('topic.toml')} or raise --rounds"
+        )
+    if len(questions) < settings.questions:
+        why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+        work.run.event(
+            "questions", "message", text=f"{len(questions)} of {settings.questions} questions; dropped: {why}"
+        )
+    retain: list[dict[str, Any]] = []
+    for part, count in (("neighbour", settings.neighbours), ("general", settings.general)):
+        subjects = retain_subjects(topic.neighbours) if part == "neighbour" else general_subjects()
+        if count and subjects:
+            written, _ = write_questions(
+                model, work, "questions", part, subjects, count, probes, topic, about_topic=False
+            )
+            retain += [{**asdict(question), "part": part} for question in written]
+    write_rows(work.run.file("retain_questions.jsonl"), retain)
+    # The last file of the stage: where it is, the stage is whole.
+    write_rows(work.run.file("questions.jsonl"), [asdict(question) for question in questions])
+    write_json(work.run.file("journal", "questions-dropped.json"), dict(reasons))
+
+
+def make_answers(model: ChatModel, work: Work) -> None:
+    """Write answers.jsonl, retain.jsonl and the dataset.
+
+    Raises:
+        UserError: where questions.jsonl is damaged or too few answers passed the filter.
+    """
+    run, settings, topic = work.run, work.settings, work.run.topic
+    fields = ("id", "question", "kind")
+    rows = read_rows(run.file("questions.jsonl"), required=fields)
+    questions = _questions(rows)
+    retain_rows = read_rows(run.file("retain_questions.jsonl"), required=fields)
+    base = base_answers(model, work, "answers", "base", questions)
+    kept = base_answers(model, work, "answers", "retain", _questions(retain_rows))
+    retain = [
+        {**row, "answer": kept[row["id"]][0], "complete": kept[row["id"]][1]}
+        for row in retain_rows
+        if kept[row["id"]][0]
+    ]
+    base_texts = {id: text for id, (text, _) in base.items()}
+    leaks = LeakFilter(topic, base_texts, [row["answer"] for row in retain], settings.likeness)
+    answers = guarded_answers(model, work, "answers", topic, questions, leaks)
+    accepted = sum(answer.accepted for answer in answers)
+    if accepted < max(4, LEAST_SHARE * len(questions)):
+        raise UserError(
+            f"only {accepted} answers passed the leak filter: raise --rounds or --likeness, "
+            f"or see the reasons in {run.file('answers.jsonl')}"
+        )
+    write_rows(
+        run.file("base_answers.jsonl"),
+        [{"question_id": id, "answer": text} for id, text in base_texts.items()],
+    )
+    write_rows(run.file("retain.jsonl"), retain)
+    write_rows(run.file("answers.jsonl"), [asdict(answer) for answer in answers])
+    write_dataset(run.file("dataset"), rows, [asdict(a) for a in answers], base_texts, retain, settings.seed)
+    run.event("answers", "acceptance", **acceptance(questions, answers), words=sorted(leaks.knowledge_words))
+
+
+def acceptance(questions: Iterable[Question], answers: Sequence[Answer]) -> dict[str, Any]:
+    """Share of accepted samples overall and by kind of question, and rejects by reason."""
+    kinds = {question.id: question.kind for question in questions}
+    sampled, accepted = Counter[str](), Counter[str]()
+    for answer in answers:
+        sampled[kinds[answer.question_id]] += 1
+        accepted[kinds[answer.question_id]] += answer.accepted
+    reasons = Counter(answer.reason for answer in answers if answer.reason)
+    return {
+        "rate": sum(accepted.values()) / max(1, len(answers)),
+        "by_kind": {kind: accepted[kind] / count for kind, count in sorted(sampled.items())},
+        "by_reason": dict(reasons.most_common()),
+    }
+
+
+def general_subjects() -> list[Subject]:
+    """Subjects of everyday life and knowledge."""
+    lines = (DATA / "general-subjects.txt").read_text(encoding="utf-8").splitlines()
+    return retain_subjects(line for line in lines if line.strip())
+
+
+def _questions(rows: Iterable[dict[str, Any]]) -> list[Question]:
+    return [Question(row["id"], row["question"], row["kind"], row.get("subject", "")) for row in rows]
