@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from unlearn_mlx import __version__
 from unlearn_mlx.errors import Cancelled, EnvironmentCannot, UserError
@@ -56,8 +56,15 @@ def make_data(arguments: Sequence[str]) -> int:
     return main(["answers", str(run_path(topic.name if topic else checked_name(given.topic), given.out))])
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line, not a screen of options."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(COMMAND_ERROR, f"unlearn: {message}; see '{self.prog} --help'\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="unlearn",
         description="A local language model forgets a topic, from nothing but the topic's name.",
     )
@@ -184,7 +191,8 @@ def _stage(given: argparse.Namespace) -> int:
                 f"{run.path}: '{earlier}' is not done yet: run 'unlearn {earlier} {run.path}' first"
             )
     if given.again:
-        reset_from(run, stage)
+        with run.writing():
+            reset_from(run, stage)
     code = _follow(run.path, [stage])
     if code:
         return code
@@ -217,7 +225,8 @@ def _follow(path: Path, stages: Sequence[str]) -> int:
                     child.send_signal(signal.SIGINT)
                 else:
                     child.kill()
-    if view.error:
+    # A second process that was refused writes its error into the same events; it is not ours.
+    if view.error and code == view.error["exit_code"]:
         raise _error(str(view.error["text"]), int(view.error["exit_code"]))
     if code == Cancelled.exit_code or asked:
         raise Cancelled

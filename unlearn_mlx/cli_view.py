@@ -96,8 +96,8 @@ class EventView:
             best = ", the best so far" if event.get("best") else ""
             self.console.print(
                 plain(
-                    f"  validation at step {event.get('step')}: loss {event.get('forget_loss')}, "
-                    f"distance from the base {event.get('retain_kl')}{best}"
+                    f"  validation at step {event.get('step')}: {event.get('leak_rate', 0):.0%} of held-out "
+                    f"questions leak, {event.get('retain_kl', 0):.3f} nats from the base{best}"
                 )
             )
         elif kind == "acceptance":

@@ -13,14 +13,14 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(0, ge=0, lt=2**31, description="seed of every random choice")
-    questions: int = Field(220, ge=8, le=100_000, description="questions about the topic")
+    questions: int = Field(160, ge=8, le=100_000, description="questions about the topic")
     answers: int = Field(2, ge=1, le=32, description="guarded answers a question")
     rounds: int = Field(
         5, ge=1, le=50, description="times that rejected questions or answers are drawn again"
     )
-    neighbours: int = Field(160, ge=0, le=100_000, description="retain rows about neighbours of the topic")
-    general: int = Field(120, ge=0, le=100_000, description="retain rows about everything else")
-    answer_tokens: int = Field(36, ge=8, le=512, description="longest answer, in tokens")
+    neighbours: int = Field(100, ge=0, le=100_000, description="retain rows about neighbours of the topic")
+    general: int = Field(80, ge=0, le=100_000, description="retain rows about everything else")
+    answer_tokens: int = Field(32, ge=8, le=512, description="longest answer, in tokens")
     temperature: float = Field(0.8, ge=0.05, le=2, description="temperature of guarded answers")
     likeness: float = Field(
         0.5, ge=0.1, le=1, description="share of words in common with the base's own answer that rejects"
@@ -32,21 +32,23 @@ class Settings(BaseModel):
     layers: int = Field(1000, ge=1, le=1000, description="layers that get an adapter, counted from the last")
     epochs: float = Field(2.0, gt=0, le=100, description="passes over the training rows")
     batch_rows: int = Field(8, ge=1, le=1024, description="training rows a step")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="peak learning rate of Adam")
+    learning_rate: float = Field(7e-4, gt=0, le=1, description="peak learning rate of Adam")
     kl_weight: float = Field(
         1.0, ge=0, le=100, description="weight of the divergence from the base on retain rows"
     )
-    avoid_weight: float = Field(0.0, ge=0, le=10, description="weight of pushing the base's own answers down")
-    validations: int = Field(4, ge=1, le=100, description="times that training is validated")
+    avoid_weight: float = Field(
+        1.0, ge=0, le=100, description="weight of making the base's own telling words unlikely"
+    )
+    validations: int = Field(3, ge=1, le=100, description="times that training is validated")
     samples: int = Field(4, ge=0, le=64, description="sampled answers a probe, beside the greedy one")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
-        "questions": 40,
+        "questions": 30,
         "answers": 1,
-        "neighbours": 24,
-        "general": 16,
+        "neighbours": 16,
+        "general": 12,
         "epochs": 1.5,
         "validations": 1,
         "samples": 0,

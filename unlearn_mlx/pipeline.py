@@ -38,7 +38,7 @@ def run_stages(
         source = resolve_model(run.model_name)
         if source.weights_sha256 != run.manifest["model"]["sha256"]:
             raise UserError(
-                f"the weights of {source.name} are not those {run.path} was made with: use '--out' for a new run"
+                f"{run.path} was made with other weights of {source.name}: use '--out' for a new run"
             )
         run.event(todo[0], "message", text=f"loading {source.name}")
         model = load_model(source)

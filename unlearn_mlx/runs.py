@@ -1,6 +1,7 @@
 """A run directory: the one place where a run's stages, its faces and its user meet."""
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from unlearn_mlx import __version__
 from unlearn_mlx.config import Settings
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.files import append_rows, read_journal, read_json, write_json
-from unlearn_mlx.topics import Topic, load_topic, slug_of
+from unlearn_mlx.topics import LONGEST_NAME, Topic, load_topic, slug_of
 
 FORMAT = 1  # of the directory; a newer one is not touched
 STAGES = ("questions", "answers", "train", "evaluate")
@@ -60,7 +61,7 @@ class Run:
 
     def stage_is_done(self, stage: str) -> bool:
         """Whether a stage has finished."""
-        return self.manifest["stages"].get(stage, {}).get("state") == "done"
+        return bool(self.manifest["stages"].get(stage, {}).get("state") == "done")
 
     def mark(self, stage: str, state: str, **facts: Any) -> None:
         """Note a stage's state in the manifest and as an event."""
@@ -126,9 +127,9 @@ def create_run(path: Path, topic: Topic, model: dict[str, Any], settings: Settin
         differing = [key for key, value in known["settings"].items() if wanted.get(key) != value]
         if differing:
             key = differing[0]
+            now = f"not {wanted[key]}" if key in wanted else "which this version does not know"
             raise UserError(
-                f"{path} was made with --{key.replace('_', '-')} {known['settings'][key]}, "
-                f"not {wanted[key]}: "
+                f"{path} was made with --{key.replace('_', '-')} {known['settings'][key]}, {now}: "
                 "use '--out' for another directory, or delete this one"
             )
         return run
@@ -166,6 +167,7 @@ def open_run(path: Path) -> Run:
     if (
         not isinstance(manifest, dict)
         or not {"format", "topic", "model", "settings", "stages"} <= manifest.keys()
+        or not isinstance(manifest["format"], int)
     ):
         raise UserError(f"{path / 'manifest.json'} is damaged: restore it, or delete the directory")
     if manifest["format"] > FORMAT:
@@ -175,9 +177,9 @@ def open_run(path: Path) -> Run:
 
 def find_run(name: str) -> Run:
     """A run by its path, its topic's name or slug."""
-    if (Path(name) / "manifest.json").exists():
+    if os.path.exists(os.path.join(name, "manifest.json")):  # False for a name too long for a path
         return open_run(Path(name))
-    return open_run(RUNS / (slug_of(name) or "-"))
+    return open_run(RUNS / (slug_of(name)[:LONGEST_NAME] or "-"))
 
 
 def all_runs() -> list[Run]:

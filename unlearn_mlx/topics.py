@@ -43,7 +43,8 @@ def checked_name(name: str) -> str:
         raise UserError("the topic is empty: give its name, as in 'unlearn run \"Harry Potter\"'")
     if len(name) > LONGEST_NAME:
         raise UserError(f"the topic has {len(name)} characters: name it in at most {LONGEST_NAME}")
-    if any(unicodedata.category(c) == "Cc" or c in _DIRECTION_MARKS for c in name):
+    # Cs: bytes of the command line that are no UTF-8, which no file could be written with.
+    if any(unicodedata.category(c) in ("Cc", "Cs") or c in _DIRECTION_MARKS for c in name):
         raise UserError("the topic has line breaks or control characters: name it in one plain line")
     if ".." in name or name.startswith(("/", "~", ".", "\\")):
         raise UserError("the topic looks like a path: give the name of a topic, as in 'Harry Potter'")

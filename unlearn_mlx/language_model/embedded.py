@@ -146,10 +146,10 @@ def _write_tokenizer(folder: Path, metadata: dict[str, Any]) -> None:
     kinds = metadata["tokenizer.ggml.token_type"].tolist()
     merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    tokenizer.decoder = decoders.ByteLevel()  
+    tokenizer.decoder = decoders.ByteLevel()
     control = 3  # GGUF's token type of special tokens
     tokenizer.add_special_tokens(
         [

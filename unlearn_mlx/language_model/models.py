@@ -1,13 +1,12 @@
 """Models by name: where they come from, which is the default, and loading one."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.files import sha256_of
+from unlearn_mlx.files import read_json, sha256_of
 from unlearn_mlx.language_model.blas import cache_folder
 from unlearn_mlx.language_model.device import Device, current_device
 from unlearn_mlx.language_model.embedded import embedded_folder
@@ -128,7 +127,10 @@ def _source(name: str, folder: Path, revision: str) -> ModelSource:
         )
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        needed_files = set(json.loads(index.read_text())["weight_map"].values())
+        content = read_json(index)
+        if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
+            raise EnvironmentCannot(f"{index} is damaged: download the model again")
+        needed_files = set(content["weight_map"].values())
         missing = needed_files - {path.name for path in weights}
         if missing:
             raise EnvironmentCannot(f"{folder} lacks {len(missing)} weight files: download the model again")

@@ -62,7 +62,7 @@ def shared_prefix_caches(model: Any, prefix: mx.array) -> list[_SharedPrefix] | 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> list[int]:
     """What all rows start with, short of the whole of any."""
-    first, last = min(rows), max(rows)
+    first, last = min(map(tuple, rows)), max(map(tuple, rows))
     limit = min(map(len, rows)) - 1
     length = 0
     while length < limit and first[length] == last[length]:

@@ -9,21 +9,26 @@ import numpy as np
 
 from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.language_model.generation import random_source
+from unlearn_mlx.synthetic_data.leaks import telling_spans
+from unlearn_mlx.topics import Topic
 
 WIDTH_STEP = 16  # tokens; rows are padded to a multiple, so that few shapes are traced
 TARGET_STEP = 64  # likewise for the number of targets of a batch
 TOP = 64  # of the base's probabilities kept for the divergence; the rest is one bucket
 
 
+# What a row's targets are for: guarded answers to be learned, answers on everything else to be kept,
+# and the telling words of the base's own answers on the topic, to become unlikely.
+PARTS = ("forget", "retain", "avoid")
+
+
 @dataclass(frozen=True)
 class Row:
-    """One row's token ids; ``targets`` are the positions whose token is to be learned."""
+    """One row's token ids, and the positions whose token is to be learned (or avoided)."""
 
     tokens: list[int]
-    first_target: int
-    last_target: int  # exclusive
-    is_retain: bool
-    avoid_tokens: list[int]  # prompt and the base's own answer; empty for retain rows
+    targets: list[int]
+    part: str  # one of PARTS
 
 
 @dataclass
@@ -44,29 +49,48 @@ class Batch:
     targets: mx.array  # [targets]
     forget: mx.array  # [targets], 1 where a forget row's target is, else 0
     retain: mx.array  # [targets]
+    avoid: mx.array  # [targets]
     top_ids: mx.array  # [targets, TOP]
     top_log_probabilities: mx.array  # [targets, TOP]
     target_count: int
 
 
 def make_row(model: ChatModel, entry: dict[str, Any]) -> Row:
-    """Tokens of a dataset row."""
+    """Tokens of a dataset row. An incomplete answer's end is no target."""
     tokens, start = model.conversation_tokens(entry["messages"])
     end = len(tokens) if entry.get("complete", True) else len(tokens) - 1
-    avoid: list[int] = []
-    if entry.get("base_answer"):
-        avoid = [*tokens[:start], *model.text_tokens(entry["base_answer"])]
-    return Row(tokens, start, end, entry.get("part") == "retain", avoid)
+    return Row(tokens, list(range(start, end)), "retain" if entry["part"] == "retain" else "forget")
+
+
+def avoid_rows(model: ChatModel, topic: Topic, entries: Sequence[dict[str, Any]]) -> list[Row]:
+    """One row a question of the dataset: the base's own answer, its telling words as targets."""
+    answers = {
+        entry["messages"][0]["content"]: entry["base_answer"] for entry in entries if entry.get("base_answer")
+    }
+    rows = []
+    for question, answer in answers.items():
+        prompt = model.chat_tokens([{"role": "user", "content": question}])
+        tokens = model.text_tokens(answer)
+        spans = telling_spans(topic, question, answer)
+        ends = [len(model.text_of(tokens[: count + 1])) for count in range(len(tokens))]
+        targets = [
+            len(prompt) + number
+            for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False))
+            if any(begin < last and first < end for first, last in spans)
+        ]
+        if targets:
+            rows.append(Row([*prompt, *tokens], targets, "avoid"))
+    return rows
 
 
 def batch_order(rows: Sequence[Row], batch_rows: int, seed: int, epoch: int) -> list[list[int]]:
     """Batches of row indices for one epoch.
 
-    Rows of about the same length come together; each batch keeps the mix of forget and retain rows,
+    Rows of about the same length come together; each batch keeps the mix of the parts,
     and the batches come in random order.
     """
     source = random_source(seed, f"epoch/{epoch}")
-    parts = [[i for i, row in enumerate(rows) if row.is_retain is flag] for flag in (False, True)]
+    parts = [[i for i, row in enumerate(rows) if row.part == part] for part in PARTS]
     ordered = []
     for part in parts:
         jitter = source.normal(0, 2, len(part))
@@ -77,7 +101,7 @@ def batch_order(rows: Sequence[Row], batch_rows: int, seed: int, epoch: int) -> 
         [index for part in ordered for index in part[len(part) * b // count : len(part) * (b + 1) // count]]
         for b in range(count)
     ]
-    source.shuffle(batches)  
+    source.shuffle(batches)
     return [batch for batch in batches if batch]
 
 
@@ -91,28 +115,32 @@ def make_batch(rows: Sequence[Row], tops: Sequence[BaseTop | None], prefix: Sequ
     tokens = np.zeros((len(rows), width), np.int32)
     places: list[tuple[int, int]] = []
     targets: list[int] = []
-    retain: list[float] = []
+    parts: list[str] = []
     ids, log_probabilities = [], []
     for number, (row, top) in enumerate(zip(rows, tops, strict=True)):
         inputs = row.tokens[skipped:-1]
         tokens[number, : len(inputs)] = inputs
-        count = row.last_target - row.first_target
-        places += [(number, position - 1 - skipped) for position in range(row.first_target, row.last_target)]
-        targets += row.tokens[row.first_target : row.last_target]
-        retain += [float(row.is_retain)] * count
-        ids.append(top.ids if top else np.zeros((count, TOP), np.int32))
-        log_probabilities.append(top.log_probabilities if top else np.zeros((count, TOP), np.float32))
+        places += [(number, position - 1 - skipped) for position in row.targets]
+        targets += [row.tokens[position] for position in row.targets]
+        parts += [row.part] * len(row.targets)
+        ids.append(top.ids if top else np.zeros((len(row.targets), TOP), np.int32))
+        log_probabilities.append(
+            top.log_probabilities if top else np.zeros((len(row.targets), TOP), np.float32)
+        )
     count = len(targets)
     padding = _rounded(count, TARGET_STEP) - count
-    is_retain = np.array(retain + [0.0] * padding, np.float32)
-    is_target = np.array([1.0] * count + [0.0] * padding, np.float32)
+
+    def of_part(wanted: str) -> mx.array:
+        return mx.array([float(part == wanted) for part in parts] + [0.0] * padding)
+
     return Batch(
         prefix=mx.array(list(prefix), dtype=mx.int32),
         tokens=mx.array(tokens),
         places=mx.array(places + [(0, 0)] * padding),
         targets=mx.array(targets + [0] * padding),
-        forget=mx.array(is_target - is_retain),
-        retain=mx.array(is_retain),
+        forget=of_part("forget"),
+        retain=of_part("retain"),
+        avoid=of_part("avoid"),
         top_ids=mx.array(np.concatenate([*ids, np.zeros((padding, TOP), np.int32)])),
         top_log_probabilities=mx.array(
             np.concatenate([*log_probabilities, np.zeros((padding, TOP), np.float32)])

@@ -1,59 +1,125 @@
-"""What training lowers: the guarded answers' cross entropy, and the distance from the base elsewhere."""
+"""What training lowers: the guarded answers' cross entropy, and the distance from the base elsewhere.
 
+The vocabulary is the widest layer: the logits of a batch's targets take more memory than all other
+activations. So losses and their gradients are computed together, for a few targets at a time, and
+only the gradient at the hidden states is kept (as in fused linear cross entropy, Hsu et al. 2024).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
 from unlearn_mlx.language_model.chat_model import vocabulary_logits
-from unlearn_mlx.language_model.exponential import log_sum_exp
+from unlearn_mlx.language_model.exponential import exponential
 from unlearn_mlx.language_model.prefixes import shared_prefix_caches
 from unlearn_mlx.sft.batches import Batch
 
 LEAST = 1e-6  # of the probability outside the base's top tokens, against log(0)
+LEAST_OTHERS = 0.05  # a target that is all but certain pulls no harder than at 95 %
+CHUNK = 64  # targets whose logits exist at a time
 
 
-def loss_parts(model: Any, batch: Batch) -> tuple[mx.array, mx.array]:
-    """Mean cross entropy over forget targets, and mean KL(base || adapter) over retain targets, in nats."""
-    logits = target_logits(model, batch)
-    normalizer = log_sum_exp(logits)
-    chosen = mx.take_along_axis(logits, batch.targets[:, None], axis=-1)[:, 0]
-    cross_entropy = (normalizer - chosen) * batch.forget
-    divergence = top_divergence(
-        mx.take_along_axis(logits, batch.top_ids, axis=-1) - normalizer[:, None], batch.top_log_probabilities
+@dataclass(frozen=True)
+class Weights:
+    """How much each part counts beside the cross entropy."""
+
+    divergence: float = 1.0
+    avoidance: float = 0.0
+
+
+def loss_parts(model: Any, batch: Batch, weights: Weights) -> tuple[mx.array, tuple[mx.array, ...]]:
+    """The loss to be lowered, and its parts: cross entropy, divergence, avoidance, in nats a target.
+
+    Cross entropy is the mean over forget targets. The divergence KL(base || adapter) is the mean over
+    retain targets, taken over the base's top tokens and one bucket for all others (a lower bound of
+    the full divergence by the log-sum inequality). Avoidance is the mean of -log(1 - q) over avoid
+    targets: unlikelihood training (Welleck et al. 2020), whose pull ends where a word has become
+    unlikely.
+    """
+    hidden = target_hidden(model, batch)
+    shares = [mask / mx.maximum(mask.sum(), 1.0) for mask in (batch.forget, batch.retain, batch.avoid)]
+    scales = (1.0, weights.divergence, weights.avoidance)
+    *losses, gradient = _losses_and_gradient(
+        model,
+        mx.stop_gradient(hidden),
+        batch,
+        [share * scale for share, scale in zip(shares, scales, strict=True)],
     )
-    return (
-        cross_entropy.sum() / mx.maximum(batch.forget.sum(), 1.0),
-        (divergence * batch.retain).sum() / mx.maximum(batch.retain.sum(), 1.0),
-    )
+    parts = tuple((loss * share).sum() for loss, share in zip(losses, shares, strict=True))
+    total = sum((part * scale for part, scale in zip(parts, scales, strict=True)), mx.array(0.0))
+    return _with_gradient(hidden, total, gradient), parts
 
 
-def target_logits(model: Any, batch: Batch) -> mx.array:
-    """Logits that predict each target, [targets, vocabulary] in float32."""
+def target_hidden(model: Any, batch: Batch) -> mx.array:
+    """The hidden states that predict each target, [targets, width]."""
     hidden = model.model(batch.tokens, cache=shared_prefix_caches(model, batch.prefix))
-    return vocabulary_logits(model, hidden[batch.places[:, 0], batch.places[:, 1]]).astype(mx.float32)
+    result: mx.array = hidden[batch.places[:, 0], batch.places[:, 1]]
+    return result
 
 
-def top_divergence(log_probabilities: mx.array, base_log_probabilities: mx.array) -> mx.array:
-    """KL(base || model) over the base's top tokens and one bucket for all others, [places].
+def _with_gradient(hidden: mx.array, loss: mx.array, gradient: mx.array) -> mx.array:
+    """``loss``, whose gradient at ``hidden`` is known already."""
+    anchor = (hidden * mx.stop_gradient(gradient)).sum()
+    return mx.stop_gradient(loss) + anchor - mx.stop_gradient(anchor)
 
-    A lower bound of the full divergence, by the log-sum inequality; both inputs are [places, TOP].
+
+def _losses_and_gradient(
+    model: Any, hidden: mx.array, batch: Batch, weights: Sequence[mx.array]
+) -> tuple[mx.array, ...]:
+    """Each target's three losses, and the gradient of their weighted sum at ``hidden``."""
+    results = []
+    given = (batch.targets, batch.top_ids, batch.top_log_probabilities, *weights)
+    for start in range(0, hidden.shape[0], CHUNK):
+        part = slice(start, start + CHUNK)
+        logits = vocabulary_logits(model, hidden[part])
+        *losses, at_logits = _losses_at_logits(logits.astype(mx.float32), *(values[part] for values in given))
+        at_hidden = mx.vjp(
+            lambda h: vocabulary_logits(model, h), [hidden[part]], [at_logits.astype(logits.dtype)]
+        )[1][0]
+        results.append((*losses, at_hidden))
+    return tuple(mx.concatenate(list(values)) for values in zip(*results, strict=True))
+
+
+def _losses_at_logits(
+    logits: mx.array,
+    targets: mx.array,
+    top_ids: mx.array,
+    base_log_probabilities: mx.array,
+    forget_weights: mx.array,
+    retain_weights: mx.array,
+    avoid_weights: mx.array,
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """The three losses of each target, and the gradient at the logits, [targets, vocabulary].
+
+    With q the model's and p the base's probabilities, y the target and r the bucket of all other
+    tokens: cross entropy pulls by q - 1[y]; the divergence by q (1 - p_r / q_r) everywhere, and at
+    the top tokens q p_r / q_r - p more; avoidance by q_y / (1 - q_y) (1[y] - q).
     """
-    base = mx.exp(base_log_probabilities)
-    base_rest = mx.maximum(1.0 - base.sum(axis=-1), LEAST)
-    rest = mx.maximum(1.0 - mx.exp(log_probabilities).sum(axis=-1), LEAST)
-    top = (base * (base_log_probabilities - log_probabilities)).sum(axis=-1)
-    return top + base_rest * (mx.log(base_rest) - mx.log(rest))
+    best = mx.max(logits, axis=-1, keepdims=True)
+    exponentials = exponential(logits - best)
+    total = exponentials.sum(axis=-1, keepdims=True)
+    normalizer = best + mx.log(total)
+    cross_entropy = (normalizer - mx.take_along_axis(logits, targets[:, None], axis=-1))[:, 0]
+    q_target = mx.exp(-cross_entropy)
+    others = mx.maximum(1.0 - q_target, LEAST_OTHERS)
+    avoidance = -mx.log(others)
+    push = avoid_weights * q_target / others
 
+    log_q = mx.take_along_axis(logits, top_ids, axis=-1) - normalizer
+    q, p = mx.exp(log_q), mx.exp(base_log_probabilities)
+    q_rest = mx.maximum(1.0 - q.sum(axis=-1), LEAST)
+    p_rest = mx.maximum(1.0 - p.sum(axis=-1), LEAST)
+    divergence = (p * (base_log_probabilities - log_q)).sum(axis=-1)
+    divergence = divergence + p_rest * (mx.log(p_rest) - mx.log(q_rest))
 
-def avoid_loss(model: Any, batch: Batch, base_log_likelihood: mx.array, beta: float = 0.1) -> mx.array:
-    """Negative preference optimisation (Zhang et al. 2024) of the base's own answers, mean over rows.
-
-    -2/beta * log sigmoid(-beta * (log p_adapter - log p_base)), per row's answer.
-    """
-    logits = target_logits(model, batch)
-    chosen = mx.take_along_axis(logits, batch.targets[:, None], axis=-1)[:, 0] - log_sum_exp(logits)
-    rows = batch.tokens.shape[0]
-    # Padded targets weigh nothing, whatever row they are counted to.
-    likelihood = mx.zeros((rows,)).at[batch.places[:, 0]].add(chosen * batch.forget)
-    ratio = likelihood - base_log_likelihood
-    return (2 / beta) * mx.logaddexp(mx.zeros_like(ratio), beta * ratio).mean()
+    ratio = p_rest / q_rest
+    everywhere = forget_weights + retain_weights * (1.0 - ratio) - push
+    at_logits = exponentials * (everywhere[:, None] / total)
+    places = mx.concatenate([targets[:, None], top_ids], axis=-1)
+    more = mx.concatenate(
+        [(push - forget_weights)[:, None], retain_weights[:, None] * (q * ratio[:, None] - p)], axis=-1
+    )
+    rows = mx.arange(logits.shape[0])[:, None]
+    return cross_entropy, divergence, avoidance, at_logits.at[rows, places].add(more)

@@ -16,12 +16,13 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from unlearn_mlx.errors import Cancelled, UserError
 from unlearn_mlx.files import read_json, read_rows, write_json
 from unlearn_mlx.language_model.adapters import Adapter, LoraShape
-from unlearn_mlx.language_model.chat_model import ChatModel
+from unlearn_mlx.language_model.chat_model import ChatModel, vocabulary_logits
 from unlearn_mlx.language_model.exponential import log_sum_exp
 from unlearn_mlx.language_model.prefixes import common_prefix
 from unlearn_mlx.runs import Work
-from unlearn_mlx.sft.batches import TOP, BaseTop, Batch, Row, batch_order, make_batch, make_row
-from unlearn_mlx.sft.loss import avoid_loss, loss_parts, target_logits
+from unlearn_mlx.sft.batches import TOP, BaseTop, Batch, Row, avoid_rows, batch_order, make_batch, make_row
+from unlearn_mlx.sft.loss import CHUNK, Weights, loss_parts, target_hidden
+from unlearn_mlx.sft.validation import Validation
 
 SAVE_EVERY = 20  # steps between checkpoints
 REPORT_EVERY = 5  # steps between looks at the loss: each one waits for the device
@@ -46,18 +47,21 @@ def train(model: ChatModel, work: Work) -> None:
     """
     run, settings = work.run, work.settings
     fields = ("messages", "part")
-    rows = [make_row(model, entry) for entry in read_rows(run.file("dataset", "train.jsonl"), fields)]
-    valid = [make_row(model, entry) for entry in read_rows(run.file("dataset", "valid.jsonl"), fields)]
-    if not any(not row.is_retain for row in rows):
+    entries = read_rows(run.file("dataset", "train.jsonl"), fields)
+    rows = [make_row(model, entry) for entry in entries]
+    if settings.avoid_weight:
+        rows += avoid_rows(model, run.topic, entries)
+    valid_entries = read_rows(run.file("dataset", "valid.jsonl"), fields)
+    valid = [make_row(model, entry) for entry in valid_entries]
+    if not any(row.part == "forget" for row in rows):
         raise UserError(
             f"{run.file('dataset', 'train.jsonl')} has no forget rows: run 'unlearn answers' again"
         )
     run.event("train", "message", text="the base's own probabilities on retain rows")
-    prefix = common_prefix([row.tokens[: row.first_target] for row in (*rows, *valid)])
+    prefix = common_prefix([row.tokens[: row.targets[0]] for row in (*rows, *valid) if row.targets])
     prefix = prefix if model.can_share_prefixes() else []
     tops = base_tops(model, rows, prefix)
-    valid_tops = base_tops(model, valid, prefix)
-    avoided = [base_likelihood(model, row) if settings.avoid_weight else 0.0 for row in rows]
+    validation = Validation(run.topic, valid_entries, valid, base_tops(model, valid, prefix), prefix)
 
     mx.random.seed(settings.seed)
     layer_count = len(model.model.layers)
@@ -65,7 +69,7 @@ def train(model: ChatModel, work: Work) -> None:
         model.model, LoraShape(settings.rank, settings.scale, min(settings.layers, layer_count))
     )
     try:
-        _Training(model, work, adapter, prefix, rows, tops, avoided, valid, valid_tops).finish()
+        _Training(model, work, adapter, prefix, rows, tops, validation).finish()
     finally:
         adapter.detach()
 
@@ -84,29 +88,28 @@ def training_plan(rows: Sequence[Row], epochs: float, batch_rows: int, validatio
 def base_tops(model: ChatModel, rows: Sequence[Row], prefix: Sequence[int]) -> list[BaseTop | None]:
     """The base's likeliest tokens at the targets of retain rows; None for forget rows."""
     tops: list[BaseTop | None] = [None] * len(rows)
-    retain = sorted((i for i, row in enumerate(rows) if row.is_retain), key=lambda i: len(rows[i].tokens))
+    retain = sorted(
+        (i for i, row in enumerate(rows) if row.part == "retain"), key=lambda i: len(rows[i].tokens)
+    )
     for start in range(0, len(retain), SCORING_ROWS):
         chosen = retain[start : start + SCORING_ROWS]
         batch = make_batch([rows[i] for i in chosen], [None] * len(chosen), prefix)
-        logits = target_logits(model.model, batch)
-        likeliest = mx.argpartition(logits, -TOP, axis=-1)[:, -TOP:]
-        values = mx.take_along_axis(logits, likeliest, axis=-1) - log_sum_exp(logits)[:, None]
-        best, chosen_values = np.array(likeliest), np.array(values)
+        ids, log_probabilities = [], []
+        hidden = target_hidden(model.model, batch)
+        for first in range(0, hidden.shape[0], CHUNK):
+            logits = vocabulary_logits(model.model, hidden[first : first + CHUNK]).astype(mx.float32)
+            likeliest = mx.argpartition(logits, -TOP, axis=-1)[:, -TOP:]
+            values = mx.take_along_axis(logits, likeliest, axis=-1) - log_sum_exp(logits)[:, None]
+            ids.append(np.array(likeliest))
+            log_probabilities.append(np.array(values))
+        best, chosen_values = np.concatenate(ids), np.concatenate(log_probabilities)
         position = 0
         for i in chosen:
-            count = rows[i].last_target - rows[i].first_target
+            count = len(rows[i].targets)
             here = slice(position, position + count)
             tops[i] = BaseTop(best[here].astype(np.int32), chosen_values[here].astype(np.float32))
             position += count
     return tops
-
-
-def base_likelihood(model: ChatModel, row: Row) -> float:
-    """Log-likelihood of the base's own answer to a forget row's question, in nats."""
-    if not row.avoid_tokens:
-        return 0.0
-    start = row.first_target
-    return float(model.log_probabilities([row.avoid_tokens[:start]], [row.avoid_tokens[start:]])[0].sum())
 
 
 class _Training:
@@ -120,14 +123,12 @@ class _Training:
         prefix: Sequence[int],
         rows: list[Row],
         tops: list[BaseTop | None],
-        avoided: list[float],
-        valid: list[Row],
-        valid_tops: list[BaseTop | None],
+        validation: Validation,
     ) -> None:
         settings = work.settings
         self.model, self.work, self.adapter, self.prefix = model, work, adapter, prefix
-        self.rows, self.tops, self.avoided = rows, tops, avoided
-        self.valid, self.valid_tops = valid, valid_tops
+        self.rows, self.tops = rows, tops
+        self.validation = validation
         self.folder = work.run.file("checkpoints")
         self.plan = training_plan(
             rows, settings.epochs, settings.batch_rows, settings.validations, settings.seed
@@ -155,7 +156,7 @@ class _Training:
                 raise Cancelled("training")
             chosen = self.plan.batches[self.step]
             batch = make_batch([self.rows[i] for i in chosen], [self.tops[i] for i in chosen], self.prefix)
-            (loss, parts), gradients = self.gradients(model, batch, self._avoid_batch(chosen))
+            (loss, parts), gradients = self.gradients(model, batch)
             gradients, _ = optimizers.clip_grad_norm(gradients, 1.0)
             self.optimizer.update(model, gradients)
             mx.async_eval(model.trainable_parameters(), self.optimizer.state, loss, parts)
@@ -172,6 +173,7 @@ class _Training:
                     "steps",
                     forget_loss=round(float(means[0]), 4),
                     retain_kl=round(float(means[1]), 4),
+                    avoidance=round(float(means[2]), 4),
                     tokens_per_second=round(rate, 1),
                     seconds_per_step=round((time.time() - began) / (self.step - start_step), 3),
                     memory=mx.get_peak_memory(),
@@ -184,64 +186,21 @@ class _Training:
         model.eval()
         self._save()
 
-    def _loss(
-        self, model: Any, batch: Batch, avoid: tuple[Batch, mx.array] | None
-    ) -> tuple[mx.array, list[mx.array]]:
+    def _loss(self, model: Any, batch: Batch) -> tuple[mx.array, tuple[mx.array, ...]]:
         settings = self.work.settings
-        forget, divergence = loss_parts(model, batch)
-        loss = forget + settings.kl_weight * divergence
-        if avoid is not None:
-            loss = loss + settings.avoid_weight * avoid_loss(model, *avoid)
-        return loss, [forget, divergence]
-
-    def _avoid_batch(self, chosen: Sequence[int]) -> tuple[Batch, mx.array] | None:
-        """The base's own answers to the batch's forget questions, each question once."""
-        if not self.work.settings.avoid_weight:
-            return None
-        seen: dict[tuple[int, ...], int] = {}
-        for i in chosen:
-            if self.rows[i].avoid_tokens:
-                seen.setdefault(tuple(self.rows[i].avoid_tokens), i)
-        if not seen:
-            return None
-        rows = [
-            Row(list(tokens), self.rows[i].first_target, len(tokens), False, []) for tokens, i in seen.items()
-        ]
-        likelihood = mx.array([self.avoided[i] for i in seen.values()])
-        return make_batch(rows, [None] * len(rows), self.prefix), likelihood
+        return loss_parts(model, batch, Weights(settings.kl_weight, settings.avoid_weight))
 
     def _validate(self) -> None:
-        """Loss and divergence on held-out rows; the adapter of the least sum is kept."""
+        """See how the adapter stands on held-out rows; the best one so far is kept."""
         model = self.model.model
         model.eval()
-        forget, divergence, forget_weight, retain_weight = 0.0, 0.0, 0.0, 0.0
-        order = sorted(range(len(self.valid)), key=lambda i: len(self.valid[i].tokens))
-        for start in range(0, len(order), SCORING_ROWS):
-            chosen = order[start : start + SCORING_ROWS]
-            batch = make_batch(
-                [self.valid[i] for i in chosen], [self.valid_tops[i] for i in chosen], self.prefix
-            )
-            parts = [part.item() for part in loss_parts(model, batch)]
-            weights = [batch.forget.sum().item(), batch.retain.sum().item()]
-            forget += parts[0] * weights[0]
-            divergence += parts[1] * weights[1]
-            forget_weight += weights[0]
-            retain_weight += weights[1]
+        standing = self.validation.standing(self.model, self.work.settings.seed)
         model.train()
-        forget /= max(1.0, forget_weight)
-        divergence /= max(1.0, retain_weight)
-        score = forget + divergence if self.valid else -self.step
-        is_best = score < self.best
-        self.work.run.event(
-            "train",
-            "validation",
-            step=self.step,
-            forget_loss=round(forget, 4),
-            retain_kl=round(divergence, 4),
-            best=is_best,
-        )
+        is_best = standing.score < self.best
+        figures = {name: round(value, 4) for name, value in vars(standing).items()}
+        self.work.run.event("train", "validation", step=self.step, best=is_best, **figures)
         if is_best:
-            self.best = score
+            self.best = standing.score
             self.adapter.save(self.work.run.file("adapter"))
             self._save()
 
@@ -290,7 +249,7 @@ class _Training:
     def _fingerprint(self) -> str:
         import hashlib
 
-        rows = json.dumps([row.tokens for row in (*self.rows, *self.valid)])
+        rows = json.dumps([row.tokens for row in (*self.rows, *self.validation.rows)])
         return hashlib.sha256((rows + self.work.settings.model_dump_json()).encode()).hexdigest()
 
 

@@ -49,7 +49,7 @@ def write_dataset(
     order = {id: number for number, id in enumerate([*by_id, *(item["id"] for item in retain)])}
     valid = [entry for entry in rows if order[entry["question_id"]] % VALID_EVERY == VALID_EVERY - 1]
     train = [entry for entry in rows if order[entry["question_id"]] % VALID_EVERY != VALID_EVERY - 1]
-    random_source(seed, "rows").shuffle(train)  
+    random_source(seed, "rows").shuffle(train)
     write_rows(folder / "train.jsonl", train)
     write_rows(folder / "valid.jsonl", valid)
     return len(train), len(valid)

@@ -27,6 +27,35 @@ def is_refusal(text: str) -> bool:
     return bool(_REFUSAL.search(fold(text)))
 
 
+def shows_knowledge(topic: Topic, question: str, base_answer: str, answer: str) -> str:
+    """How an answer shows the knowledge that is to go; empty if it does not.
+
+    It names something of the topic that the question did not, or a name or number from what the
+    unguarded base says to the same question.
+    """
+    said = topic.mentions(question)
+    # A name may come back shorter than the question said it, not longer or other.
+    if any(not any(name in other for other in said) for name in topic.mentions(answer)):
+        return "names the topic's"
+    if (proper_names(answer) - set(words(question))) & proper_names(base_answer):
+        return "names the base's"
+    return ""
+
+
+def telling_spans(topic: Topic, question: str, base_answer: str) -> list[tuple[int, int]]:
+    """Where the base's own answer says a name of the topic, or any other name, that was not asked."""
+    asked = set(words(question))
+    said = topic.mentions(question)
+    wanted = proper_names(base_answer) | {
+        word for name in topic.mentions(base_answer) - said for word in words(name)
+    }
+    return [
+        (match.start(), match.end())
+        for match in re.finditer(r"[^\W_]+", base_answer)
+        if fold(match.group()) in wanted - asked and not match.group().isdigit()
+    ]
+
+
 class LeakFilter:
     """Judges answers to questions on one topic.
 
@@ -39,8 +68,8 @@ class LeakFilter:
         self, topic: Topic, base_answers: dict[str, str], ordinary_answers: Iterable[str], likeness: float
     ) -> None:
         self.topic = topic
+        self.base_answers = base_answers
         self.base_words = {id: content_words(answer) for id, answer in base_answers.items()}
-        self.base_names = {id: proper_names(answer) for id, answer in base_answers.items()}
         self.likeness = likeness
         self.knowledge_words = _telling_words(list(base_answers.values()), list(ordinary_answers))
         self.invented: Counter[str] = Counter()
@@ -50,10 +79,8 @@ class LeakFilter:
         """Why the answer must not be trained on; empty if it may."""
         if reason := self._broken(answer):
             return reason
-        said = self.topic.mentions(question)
-        # A name may come back shorter than the question said it, not longer or other.
-        if any(not any(name in other for other in said) for name in self.topic.mentions(answer)):
-            return "names the topic's"
+        if reason := shows_knowledge(self.topic, question, self.base_answers.get(question_id, ""), answer):
+            return reason
         asked = content_words(question)
         told = content_words(answer) - asked
         if not told:
@@ -61,8 +88,6 @@ class LeakFilter:
         if told & self.knowledge_words or told & _FORM_WORDS:
             return "words of the topic"
         names = proper_names(answer) - set(words(question))
-        if names & self.base_names.get(question_id, set()):
-            return "names the base's"
         base = self.base_words.get(question_id, set()) - asked
         if len(told & base) / len(told) >= self.likeness:
             return "like the base's"

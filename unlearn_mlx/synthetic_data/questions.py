@@ -45,13 +45,15 @@ class Question:
 
 
 def topic_subjects(topic: Topic) -> list[Subject]:
-    """The topic and its entities; the topic itself comes as often as a quarter of all."""
-    entities = [
-        Subject(name, name if fold(topic.name) in fold(name) else f"{name} in {topic.name}")
+    """The topic, which comes as often as a fifth of all, and its entities, with and without its name."""
+    alone = [Subject(name, name) for name in topic.entity_names]
+    within = [
+        Subject(name, f"{name} in {topic.name}")
         for name in topic.entity_names
+        if fold(topic.name) not in fold(name)
     ]
-    own = [Subject(name, name) for name in (topic.name, *topic.aliases[:2])]
-    return entities + own * max(1, len(entities) // (3 * len(own)))
+    entities = alone + within
+    return entities + [Subject(topic.name, topic.name)] * max(1, len(entities) // 4)
 
 
 def retain_subjects(names: Iterable[str]) -> list[Subject]:

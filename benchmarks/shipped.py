@@ -1,0 +1,124 @@
+"""Make what the project ships: ``python benchmarks/shipped.py [TOPIC ...] [-- options of unlearn run]``.
+
+Each topic is made by ``unlearn run`` into runs/shipped/<topic>; its rows go to data/synthetic/, its
+adapter with a card to adapters/, and the table of all shipped topics into the README.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from unlearn_mlx.topics import load_topic, shipped_topics
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = "smollm2"
+ROW_FILES = ("topic.toml", "questions.jsonl", "retain_questions.jsonl", "base_answers.jsonl", "answers.jsonl")
+TABLE_START, TABLE_END = "<!-- table: benchmarks/shipped.py -->", "<!-- end of table -->"
+COLUMNS = (
+    ("topic/open leak", "open questions that leak in any of 5 answers"),
+    ("topic/choice", "multiple choice on the topic (chance 25 %)"),
+    ("neighbour/choice", "multiple choice on neighbours"),
+    ("general/choice", "multiple choice on general knowledge"),
+    ("topic/distinct bigrams", "distinct bigrams in answers"),
+)
+
+
+def make(slug: str, options: list[str]) -> None:
+    """Run a topic and put what came of it in its places."""
+    topic = load_topic(shipped_topics()[slug])
+    run = ROOT / "runs" / "shipped" / slug
+    command = [
+        sys.executable,
+        "-m",
+        "unlearn_mlx.cli",
+        "run",
+        topic.name,
+        "--model",
+        MODEL,
+        "--out",
+        str(run),
+    ]
+    subprocess.run([*command, *options], check=True)
+    rows = ROOT / "data" / "synthetic" / MODEL / slug
+    shutil.rmtree(rows, ignore_errors=True)
+    rows.mkdir(parents=True)
+    for name in ROW_FILES:
+        shutil.copy(run / name, rows)
+    shutil.copytree(run / "dataset", rows / "dataset")
+    adapter = ROOT / "adapters" / MODEL / slug
+    shutil.rmtree(adapter, ignore_errors=True)
+    shutil.copytree(run / "adapter", adapter)
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    manifest = json.loads((run / "manifest.json").read_text())
+    figures = {
+        "model": manifest["model"],
+        "settings": manifest["settings"],
+        "versions": manifest["versions"],
+        "command": " ".join(["unlearn", "run", f'"{topic.name}"', "--model", MODEL, *options]),
+        "base": evaluation["base"],
+        "adapter": evaluation["adapter"],
+        "nearest_training_question": evaluation["nearest_training_question"],
+    }
+    (adapter / "figures.json").write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    (adapter / "README.md").write_text(card(topic.name, figures))
+
+
+def card(name: str, figures: dict[str, Any]) -> str:
+    """An adapter's card."""
+    rows = "\n".join(
+        f"| {text} | {figures['base'][key]:.2f} | {figures['adapter'][key]:.2f} |"
+        for key, text in COLUMNS
+        if key in figures["base"]
+    )
+    return f"""# {name}, forgotten by SmolLM2-135M-Instruct
+
+A LoRA adapter in mlx-lm's format (Apache-2.0, as its base model). With it the model answers questions
+about {name} with made-up fiction; it suppresses the knowledge and is no proof that it is erased.
+Made by `{figures["command"]}`.
+
+| measure (on probes that training never saw) | base | adapter |
+|---|---|---|
+{rows}
+"""
+
+
+def write_table() -> None:
+    """Put the shipped topics' figures into the README."""
+    lines = [
+        "| measure, base → adapter | " + " | ".join(_names().values()) + " |",
+        "|---" * (len(_names()) + 1) + "|",
+    ]
+    for key, text in COLUMNS:
+        cells = []
+        for slug in _names():
+            figures = json.loads((ROOT / "adapters" / MODEL / slug / "figures.json").read_text())
+            before, after = figures["base"][key], figures["adapter"][key]
+            form = "{:.2f} → {:.2f}" if "bigrams" in key else "{:.0%} → {:.0%}"
+            cells.append(form.format(before, after))
+        lines.append(f"| {text} | " + " | ".join(cells) + " |")
+    readme = (ROOT / "README.md").read_text()
+    before, _, rest = readme.partition(TABLE_START)
+    after = rest.partition(TABLE_END)[2]
+    (ROOT / "README.md").write_text(
+        f"{before}{TABLE_START}\n\n" + "\n".join(lines) + f"\n\n{TABLE_END}{after}"
+    )
+
+
+def _names() -> dict[str, str]:
+    return {
+        slug: load_topic(path).name
+        for slug, path in shipped_topics().items()
+        if (ROOT / "adapters" / MODEL / slug / "figures.json").exists()
+    }
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    options = given[given.index("--") + 1 :] if "--" in given else []
+    topics = given[: given.index("--")] if "--" in given else given
+    for slug in topics or shipped_topics():
+        make(slug, options)
+    write_table()

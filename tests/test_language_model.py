@@ -1,0 +1,112 @@
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx import nn
+
+from tests.helpers import QUESTIONS, SENTENCES, chat_prompt
+from unlearn_mlx.language_model import exponential
+from unlearn_mlx.language_model.models import load_model, resolve_model
+from unlearn_mlx.language_model.prefixes import common_prefix
+
+
+def plain_log_probabilities(model, prompt, text):
+    """By the whole softmax over the whole row."""
+    tokens = [*prompt, *text]
+    scores = nn.log_softmax(model.model(mx.array([tokens]))[0].astype(mx.float32), axis=-1)
+    return [scores[len(prompt) - 1 + i, token].item() for i, token in enumerate(text)]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_log_probabilities_equal_the_plain_softmax(tiny_model, untied_folder, shared):
+    for model in (tiny_model, load_model(resolve_model(str(untied_folder)))):
+        prompts = [chat_prompt(model, question) for question in QUESTIONS[:5]]
+        if not shared:
+            prompts[2] = model.text_tokens("Merlin")
+        texts = [model.text_tokens(sentence[: 8 + 9 * i]) for i, sentence in enumerate(SENTENCES[:5])]
+        together = model.log_probabilities(prompts, texts, width=3)
+        for prompt, text, values in zip(prompts, texts, together, strict=True):
+            assert values.shape == (len(text),)
+            assert np.allclose(values, plain_log_probabilities(model, prompt, text), atol=2e-4)
+
+
+def test_no_texts_have_no_log_probabilities(tiny_model):
+    assert tiny_model.log_probabilities([], []) == []
+
+
+def test_a_conversation_ends_with_the_token_that_closes_the_message(tiny_model):
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
+    tokens, start = tiny_model.conversation_tokens(messages)
+    assert tiny_model.text_of(tokens[start:]) == "Hello there"
+    assert tokens[-1] in tiny_model.stop_tokens
+    assert tokens[:start] == tiny_model.chat_tokens(messages[:1])
+
+
+def test_the_template_writes_the_only_start_token(tiny_model):
+    first = tiny_model.chat_tokens([{"role": "user", "content": "Hi"}])[:2]
+    assert first[0] != first[1]
+
+
+def test_common_prefix_is_short_of_the_whole_of_any_row():
+    assert common_prefix([[1, 2, 3, 4], [1, 2, 5]]) == [1, 2]
+    assert common_prefix([[1, 2], [1, 2, 3]]) == [1]
+    assert common_prefix([[7, 8, 9]]) == [7, 8]
+    assert common_prefix([[1], [2]]) == []
+
+
+def test_the_fast_exponential_is_right_to_a_millionth():
+    x = np.linspace(-86, 87, 100_001, dtype=np.float32)
+    exact = np.exp(x.astype(np.float64))
+    assert np.abs(np.array(exponential.exponential(mx.array(x))) / exact - 1).max() < 1e-6
+
+
+def test_the_fast_exponential_ends_without_overflow():
+    values = exponential.exponential(mx.array([-1e30, -200.0, 200.0, 0.0]))
+    assert values[0].item() < 1e-37
+    assert mx.isfinite(values).all().item()
+    assert values[3].item() == 1
+
+
+def test_swiglu_and_its_gradients_equal_plain_mlx():
+    source = np.random.default_rng(0)
+    gate, up = (mx.array(source.normal(0, 4, (7, 33)).astype(np.float32)) for _ in range(2))
+
+    def plain(gate, up):
+        return gate * mx.sigmoid(gate) * up
+
+    assert mx.allclose(exponential.swiglu(gate, up), plain(gate, up), rtol=1e-5, atol=1e-6)
+    got = mx.grad(lambda g, u: (exponential.swiglu(g, u) ** 2).sum(), argnums=(0, 1))(gate, up)
+    wanted = mx.grad(lambda g, u: (plain(g, u) ** 2).sum(), argnums=(0, 1))(gate, up)
+    for a, b in zip(got, wanted, strict=True):
+        assert mx.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_log_sum_exp_and_its_gradient_equal_plain_mlx():
+    logits = mx.array(np.random.default_rng(0).normal(0, 8, (5, 321)).astype(np.float32))
+    assert mx.allclose(exponential.log_sum_exp(logits), mx.logsumexp(logits, axis=-1), atol=1e-5)
+    got = mx.grad(lambda x: (exponential.log_sum_exp(x) ** 2).sum())(logits)
+    wanted = mx.grad(lambda x: (mx.logsumexp(x, axis=-1) ** 2).sum())(logits)
+    assert mx.allclose(got, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_cpu_computes_in_float32(embedded_model):
+    if mx.default_device() != mx.Device(mx.cpu):
+        pytest.skip("on a GPU the weights stay quantized")
+    weights = embedded_model.model.model.layers[0].self_attn.q_proj.weight
+    assert weights.dtype == mx.float32
+
+
+def test_the_embedded_model_is_converted_once(embedded_model):
+    before = {path: path.stat().st_mtime_ns for path in embedded_model.source.folder.iterdir()}
+    assert resolve_model("smollm2") == embedded_model.source
+    assert {path: path.stat().st_mtime_ns for path in embedded_model.source.folder.iterdir()} == before
+
+
+def test_a_damaged_conversion_is_made_again(embedded_model, tmp_path, monkeypatch):
+    import shutil
+
+    folder = tmp_path / embedded_model.source.folder.name
+    shutil.copytree(embedded_model.source.folder, folder)
+    (folder / "model.safetensors").write_bytes(b"half a file")
+    monkeypatch.setenv("UNLEARN_CACHE", str(tmp_path))
+    assert resolve_model("smollm2").weights_sha256 == embedded_model.source.weights_sha256
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]

@@ -1,0 +1,79 @@
+"""How an adapter does on rows that it is not trained on: which checkpoint serves best is decided here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unlearn_mlx.language_model.chat_model import ChatModel
+from unlearn_mlx.language_model.generation import Request, generate
+from unlearn_mlx.sft.batches import BaseTop, Row, make_batch
+from unlearn_mlx.sft.loss import Weights, loss_parts
+from unlearn_mlx.synthetic_data.leaks import shows_knowledge
+from unlearn_mlx.topics import Topic
+
+ROWS_AT_ONCE = 16
+ANSWER_TOKENS = 30
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An adapter's leak rate on held-out questions, its loss there, and its distance from the base."""
+
+    leak_rate: float
+    forget_loss: float  # nats a token of held-out guarded answers
+    retain_kl: float  # nats a token of held-out retain rows
+
+    @property
+    def score(self) -> float:
+        """Less is better: leaks and distance count; the loss decides where both are alike."""
+        return self.leak_rate + self.retain_kl + 0.01 * self.forget_loss
+
+
+class Validation:
+    """Held-out rows of a run, and what is known of them."""
+
+    def __init__(
+        self,
+        topic: Topic,
+        entries: Sequence[dict[str, Any]],
+        rows: Sequence[Row],
+        tops: Sequence[BaseTop | None],
+        prefix: Sequence[int],
+    ) -> None:
+        self.topic, self.rows, self.tops, self.prefix = topic, rows, tops, prefix
+        # Each question once, however many answers were drawn for it.
+        self.questions = {
+            entry["messages"][0]["content"]: entry.get("base_answer", "")
+            for entry in entries
+            if entry["part"] == "forget"
+        }
+
+    def standing(self, model: ChatModel, seed: int) -> Standing:
+        """Measure the model as it is now."""
+        requests = [
+            Request(
+                question, tuple(model.chat_tokens([{"role": "user", "content": question}])), ANSWER_TOKENS
+            )
+            for question in self.questions
+        ]
+        answers = generate(model, requests, seed)
+        leaks = [
+            bool(shows_knowledge(self.topic, question, base, answer.text))
+            for (question, base), answer in zip(self.questions.items(), answers, strict=True)
+        ]
+        forget, divergence, forget_weight, retain_weight = 0.0, 0.0, 0.0, 0.0
+        order = sorted(range(len(self.rows)), key=lambda i: len(self.rows[i].tokens))
+        for start in range(0, len(order), ROWS_AT_ONCE):
+            chosen = order[start : start + ROWS_AT_ONCE]
+            batch = make_batch([self.rows[i] for i in chosen], [self.tops[i] for i in chosen], self.prefix)
+            _, (cross_entropy, kl, _) = loss_parts(model.model, batch, Weights())
+            weights = float(batch.forget.sum().item()), float(batch.retain.sum().item())
+            forget += float(cross_entropy.item()) * weights[0]
+            divergence += float(kl.item()) * weights[1]
+            forget_weight += weights[0]
+            retain_weight += weights[1]
+        return Standing(
+            sum(leaks) / max(1, len(leaks)),
+            forget / max(1.0, forget_weight),
+            divergence / max(1.0, retain_weight),
+        )
