@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import unlearn_mlx  # noqa: F401 (before mlx, which binds to the first BLAS in the process)
 from tests.helpers import write_tiny_model
 from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.language_model.models import load_model, resolve_model

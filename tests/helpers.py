@@ -176,9 +176,7 @@ def run_with_dataset(path: Path, model_folder: Path, count: int = 24, **settings
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """Every file of a folder and what is in it."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def command(*arguments: object) -> list[str]:

@@ -51,7 +51,7 @@ def test_a_right_to_left_name_is_a_topic(workplace, tiny_folder, capsys):
 def test_an_absurd_count_is_one_line_and_makes_nothing(workplace, capsys, option, value):
     code, line = refused(capsys, "run", "Harry Potter", option, value)
     assert code == 2
-    assert option in line and "equal to" in line or "greater than" in line or "less than" in line
+    assert (option in line and "equal to" in line) or "greater than" in line or "less than" in line
     assert files_of(workplace) == {}
 
 
@@ -130,10 +130,10 @@ def test_damaged_weights_are_one_line(workplace, tiny_folder, keep):
 
 
 def test_a_model_that_only_rambles_ends_with_a_count_and_a_reason(workplace, tiny_folder):
-    done = unlearn("run", "Volcanoes", *QUICK, "--rounds", 2, "--model", tiny_folder)
+    done = unlearn("run", "Volcanoes", *QUICK, "--questions", 8, "--rounds", 2, "--model", tiny_folder)
     assert done.returncode == 2
     line = complaint(done.stderr)
-    assert "of 40 questions could be used" in line and "--rounds" in line
+    assert "of 8 questions could be used" in line and "--rounds" in line
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_the_error_of_another_process_is_not_taken_for_ones_own(ready):
 def test_a_disk_that_fills_up_in_training_is_one_line_and_training_goes_on_later(ready):
     limited = (
         "import resource, sys; from unlearn_mlx.cli import main\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, 90_000))\n"
         "sys.exit(main(['train', sys.argv[1]]))"
     )
     done = subprocess.run(

@@ -194,7 +194,16 @@ def test_a_finished_run_has_nothing_left_to_do(finished):
 
 def test_chat_answers_as_base_adapter_and_both(finished):
     run, _, _ = finished
-    lines = ["/base", "Who is Harry Potter?", "/both", "Who is Harry Potter?", "/nonsense", "/clear", "/quit", "never"]
+    lines = [
+        "/base",
+        "Who is Harry Potter?",
+        "/both",
+        "Who is Harry Potter?",
+        "/nonsense",
+        "/clear",
+        "/quit",
+        "never",
+    ]
     done = unlearn("chat", run.path, "--max-tokens", 12, input="\n".join(lines) + "\n")
     assert done.returncode == 0, done.stderr
     answers = [line for line in done.stdout.splitlines() if line.strip()]

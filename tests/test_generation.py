@@ -8,7 +8,9 @@ from unlearn_mlx.language_model.generation import Request, decode, draw_token, g
 
 def requests(model, temperature=0.0, count=12, max_tokens=16, **options):
     """Prompts of many lengths, so that batches are padded."""
-    texts = [f"{QUESTIONS[i % len(QUESTIONS)]} {SENTENCES[i % len(SENTENCES)][: 5 * i]}" for i in range(count)]
+    texts = [
+        f"{QUESTIONS[i % len(QUESTIONS)]} {SENTENCES[i % len(SENTENCES)][: 5 * i]}" for i in range(count)
+    ]
     return [
         Request(f"r{i}", chat_prompt(model, text), max_tokens, temperature, **options)
         for i, text in enumerate(texts)
@@ -48,9 +50,7 @@ def test_a_sampled_answer_does_not_depend_on_its_batch(tiny_model):
 
 
 def test_more_requests_than_fit_in_a_batch_are_all_answered_in_order(tiny_model):
-    asked = [
-        Request(f"r{i}", chat_prompt(tiny_model, QUESTIONS[i % 8]), 3 + i % 7, 0.8) for i in range(150)
-    ]
+    asked = [Request(f"r{i}", chat_prompt(tiny_model, QUESTIONS[i % 8]), 3 + i % 7, 0.8) for i in range(150)]
     completions = generate(tiny_model, asked, 1)
     assert [completion.key for completion in completions] == [request.key for request in asked]
     for i in (0, 70, 149):
@@ -136,7 +136,8 @@ def test_drawing_survives_huge_scores():
 
 def test_a_batch_equals_single_answers_on_the_embedded_model(embedded_model):
     asked = [
-        Request(f"r{i}", chat_prompt(embedded_model, question), 12) for i, question in enumerate(QUESTIONS[:4])
+        Request(f"r{i}", chat_prompt(embedded_model, question), 12)
+        for i, question in enumerate(QUESTIONS[:4])
     ]
     together = generate(embedded_model, asked, 0)
     assert together == one_by_one(embedded_model, asked)

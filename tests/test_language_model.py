@@ -80,12 +80,9 @@ def test_swiglu_and_its_gradients_equal_plain_mlx():
         assert mx.allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_log_sum_exp_and_its_gradient_equal_plain_mlx():
+def test_log_sum_exp_equals_plain_mlx():
     logits = mx.array(np.random.default_rng(0).normal(0, 8, (5, 321)).astype(np.float32))
     assert mx.allclose(exponential.log_sum_exp(logits), mx.logsumexp(logits, axis=-1), atol=1e-5)
-    got = mx.grad(lambda x: (exponential.log_sum_exp(x) ** 2).sum())(logits)
-    wanted = mx.grad(lambda x: (mx.logsumexp(x, axis=-1) ** 2).sum())(logits)
-    assert mx.allclose(got, wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_a_cpu_computes_in_float32(embedded_model):

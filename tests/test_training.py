@@ -245,9 +245,7 @@ def test_the_model_is_the_base_again_after_training(tiny_model, tiny_folder, tmp
 
 def test_no_rows_to_forget_is_said(tiny_model, tiny_folder, tmp_path):
     run = run_with_dataset(tmp_path / "run", tiny_folder)
-    write_rows(
-        run.file("dataset", "train.jsonl"), [row for row in dataset_rows() if row["part"] == "retain"]
-    )
+    write_rows(run.file("dataset", "train.jsonl"), [row for row in dataset_rows() if row["part"] == "retain"])
     with pytest.raises(UserError, match="no forget rows"):
         train(tiny_model, Work(run, run.settings))
 

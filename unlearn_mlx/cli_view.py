@@ -51,6 +51,7 @@ class EventView:
         self.error: dict[str, Any] | None = None
         self.tasks: dict[str, TaskID] = {}
         self.last_plain: dict[str, float] = {}
+        self.first_seen: dict[str, tuple[float, int]] = {}
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -110,17 +111,23 @@ class EventView:
 
     def _show_progress(self, name: str, event: dict[str, Any]) -> None:
         done, total, unit = event["done"], event["total"], event["unit"]
-        facts = ""
+        key = f"{name}/{unit}"
+        # What was done before the first look is not part of the rate: it may come from an earlier run.
+        since, at_first = self.first_seen.setdefault(key, (event["time"], done))
+        rate = (done - at_first) / max(0.1, event["time"] - since)
+        facts = [f"{rate:.1f} a second"] if rate else []
         if "forget_loss" in event:
-            facts = f"loss {event['forget_loss']:.2f}, kept within {event['retain_kl']:.3f} nats"
+            facts.append(f"loss {event['forget_loss']:.2f}, {event['retain_kl']:.3f} nats from the base")
         if self.console.is_terminal:
-            key = f"{name}/{unit}"
             if key not in self.tasks:
-                self.tasks[key] = self.progress.add_task(f"{name}: {unit}", total=total, facts=facts)
-            self.progress.update(self.tasks[key], completed=done, total=total, facts=facts)
-        elif time.monotonic() - self.last_plain.get(name, 0.0) > 5 or done == total:
-            self.last_plain[name] = time.monotonic()
-            self.console.print(plain(f"  {name}: {done} of {total} {unit} {facts}".rstrip()))
+                self.tasks[key] = self.progress.add_task(f"{name}: {unit}", total=total, facts="")
+            self.progress.update(self.tasks[key], completed=done, total=total, facts=", ".join(facts))
+        elif time.monotonic() - self.last_plain.get(key, 0.0) > 5 or done == total:
+            self.last_plain[key] = time.monotonic()
+            if rate and done < total:
+                facts.insert(1, f"{(total - done) / rate:.0f} s left")
+            told = f" ({', '.join(facts)})" if facts else ""
+            self.console.print(plain(f"  {name}: {done} of {total} {unit}{told}"))
         for sample in event.get("samples", [])[:1]:
             if isinstance(sample, dict):
                 verdict = f"rejected: {sample['reason']}" if sample.get("reason") else "accepted"

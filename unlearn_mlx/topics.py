@@ -95,7 +95,7 @@ class Topic:
     def to_toml(self) -> str:
         """The topic as a TOML file."""
         tables: dict[str, Any] = {kind: self.entities.get(kind, {}) for kind in ENTITY_KINDS}
-        return tomli_w.dumps(
+        text: str = tomli_w.dumps(
             {
                 "name": self.name,
                 "description": self.description,
@@ -104,6 +104,7 @@ class Topic:
                 **tables,
             }
         )
+        return text
 
     def save(self, path: Path) -> None:
         """Write the topic for the user to read and edit."""

@@ -88,16 +88,31 @@ class Adapter:
 
     def save(self, folder: Path) -> None:
         """Write the adapter so that ``mlx_lm.generate --adapter-path`` takes it. Weights are float16."""
-        folder.mkdir(parents=True, exist_ok=True)
-        building = folder / f".building-{WEIGHTS}"
         weights = {name: array.astype(mx.float16) for name, array in self.weights().items()}
-        mx.save_safetensors(str(building), weights)
-        building.replace(folder / WEIGHTS)
+        save_arrays(folder / WEIGHTS, weights)
         write_json(folder / CONFIGURATION, self.shape.configuration())
 
     def detach(self) -> None:
         """Leave the model as it was before."""
         self.switch(False)
+
+
+def save_arrays(path: Path, arrays: dict[str, mx.array]) -> None:
+    """Write a safetensors file that is either whole or not there.
+
+    Raises:
+        EnvironmentCannot: where it cannot be written.
+    """
+    building = path.with_name(f".building-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mx.save_safetensors(str(building), arrays)
+        building.replace(path)
+    except (OSError, RuntimeError) as error:  # mlx raises the latter for a full disk
+        building.unlink(missing_ok=True)
+        raise EnvironmentCannot(
+            f"cannot write {path}: is the disk full? Free some space and run again"
+        ) from error
 
 
 def load_adapter(model: nn.Module, folder: Path) -> Adapter:

@@ -98,7 +98,8 @@ class ChatModel:
         Only there the vocabulary's layer is computed, the widest of a small model.
         """
         if not self.has_plain_head:
-            return self.model(tokens, cache=cache)[rows, columns]
+            logits: mx.array = self.model(tokens, cache=cache)[rows, columns]
+            return logits
         return vocabulary_logits(self.model, self.model.model(tokens, cache=cache)[rows, columns])
 
     def log_probabilities(

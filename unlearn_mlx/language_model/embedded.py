@@ -93,7 +93,8 @@ def _is_whole(folder: Path) -> bool:
 def _convert(source: Path, folder: Path) -> None:
     import mlx.core as mx
 
-    arrays, metadata = mx.load(str(source), format="gguf", return_metadata=True)
+    loaded: Any = mx.load(str(source), format="gguf", return_metadata=True)
+    arrays, metadata = loaded
     weights = {_mlx_name(name): array for name, array in arrays.items()}
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     write_json(folder / "config.json", _config(metadata))

@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from unlearn_mlx.errors import Cancelled, UserError
 from unlearn_mlx.files import read_json, read_rows, write_json
-from unlearn_mlx.language_model.adapters import Adapter, LoraShape
+from unlearn_mlx.language_model.adapters import Adapter, LoraShape, save_arrays
 from unlearn_mlx.language_model.chat_model import ChatModel, vocabulary_logits
 from unlearn_mlx.language_model.exponential import log_sum_exp
 from unlearn_mlx.language_model.prefixes import common_prefix
@@ -209,10 +209,7 @@ class _Training:
         name = f"step-{self.step}.safetensors"
         arrays = {f"adapter/{key}": value for key, value in self.adapter.weights().items()}
         arrays |= {f"optimizer/{key}": value for key, value in tree_flatten(self.optimizer.state)}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        building = self.folder / f".building-{name}"
-        mx.save_safetensors(str(building), arrays)
-        building.replace(self.folder / name)
+        save_arrays(self.folder / name, arrays)
         write_json(
             self.folder / "state.json",
             {

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
+import numpy as np
+
 from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.language_model.generation import Request, generate
 from unlearn_mlx.sft.batches import BaseTop, Row, make_batch
@@ -67,9 +70,9 @@ class Validation:
             chosen = order[start : start + ROWS_AT_ONCE]
             batch = make_batch([self.rows[i] for i in chosen], [self.tops[i] for i in chosen], self.prefix)
             _, (cross_entropy, kl, _) = loss_parts(model.model, batch, Weights())
-            weights = float(batch.forget.sum().item()), float(batch.retain.sum().item())
-            forget += float(cross_entropy.item()) * weights[0]
-            divergence += float(kl.item()) * weights[1]
+            weights = _number(batch.forget.sum()), _number(batch.retain.sum())
+            forget += _number(cross_entropy) * weights[0]
+            divergence += _number(kl) * weights[1]
             forget_weight += weights[0]
             retain_weight += weights[1]
         return Standing(
@@ -77,3 +80,7 @@ class Validation:
             forget / max(1.0, forget_weight),
             divergence / max(1.0, retain_weight),
         )
+
+
+def _number(value: mx.array) -> float:
+    return float(np.array(value))
