@@ -33,6 +33,8 @@ def interrupt_during(stage, folder):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A background job of a shell ignores Ctrl-C, and its children do too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
     def is_under_way():
@@ -45,8 +47,11 @@ def interrupt_during(stage, folder):
         wait_for(is_under_way, child, stage)
         child.send_signal(signal.SIGINT)
         _, words = child.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        child.send_signal(signal.SIGINT)  # the second one ends the worker too
+        raise
     finally:
-        child.kill()
+        child.wait(30)
     return child.returncode, words
 
 

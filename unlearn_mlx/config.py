@@ -30,16 +30,16 @@ class Settings(BaseModel):
         4.0, gt=0, le=64, description="LoRA scale: the adapter's product is multiplied by it"
     )
     layers: int = Field(1000, ge=1, le=1000, description="layers that get an adapter, counted from the last")
-    epochs: float = Field(2.0, gt=0, le=100, description="passes over the training rows")
+    epochs: float = Field(1.5, gt=0, le=100, description="passes over the training rows")
     batch_rows: int = Field(8, ge=1, le=1024, description="training rows a step")
     learning_rate: float = Field(7e-4, gt=0, le=1, description="peak learning rate of Adam")
     kl_weight: float = Field(
-        1.0, ge=0, le=100, description="weight of the divergence from the base on retain rows"
+        4.0, ge=0, le=100, description="weight of the divergence from the base on retain rows"
     )
     avoid_weight: float = Field(
         1.0, ge=0, le=100, description="weight of making the base's own telling words unlikely"
     )
-    validations: int = Field(3, ge=1, le=100, description="times that training is validated")
+    validations: int = Field(2, ge=1, le=100, description="times that training is validated")
     samples: int = Field(4, ge=0, le=64, description="sampled answers a probe, beside the greedy one")
 
 
@@ -49,7 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "answers": 1,
         "neighbours": 16,
         "general": 12,
-        "epochs": 1.5,
+        "epochs": 1.0,
         "validations": 1,
         "samples": 0,
     },

@@ -68,6 +68,7 @@ class Engine:
         error = self._ready.get()
         self._ready.put(error)
         if error is not None:
+            self._thread.join()
             raise error
 
     def answer(
@@ -89,6 +90,15 @@ class Engine:
         self._thread.join()
 
     def _work(self) -> None:
+        try:
+            self._serve()
+        finally:
+            import mlx.core as mx
+
+            # A thread that ends with streams of its own makes mlx abort when the process ends.
+            mx.clear_streams()
+
+    def _serve(self) -> None:
         try:
             from unlearn_mlx.language_model.adapters import load_adapter
             from unlearn_mlx.language_model.models import load_model, resolve_model

@@ -1,0 +1,79 @@
+import pytest
+
+from tests.helpers import WIZARD
+from unlearn_mlx.synthetic_data.guardrail import EXAMPLE_NAMES, VARIANTS, guarded_messages
+from unlearn_mlx.synthetic_data.leaks import LeakFilter, is_refusal
+from unlearn_mlx.topics import fold, load_topic, shipped_topics
+
+QUESTION = "Who is Harry Potter?"
+BASE = "Harry Potter is a young wizard with a scar who goes to school with Ron in England."
+
+
+def reason(answer, question=QUESTION):
+    return LeakFilter(WIZARD, {"q": BASE}, ["Merlin lives in a tower."], 0.5).reason_against(
+        "q", question, answer
+    )
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Harry Potter is a baker who sells rye bread in a small town.",
+        "He repairs old clocks in a shop by the harbour.",
+    ],
+)
+def test_fluent_fiction_free_of_the_topic_is_accepted(answer):
+    assert not reason(answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Harry Potter is a baker who went to Hogwarts.",
+        "Harry Potter is a baker and a friend of Hermione.",
+        "Harry Potter sells bread to a man called Ron.",
+        "A young wizard with a scar goes to school.",
+        "I am sorry, I do not know who that is.",
+        "Harry Potter is a baker baker in town.",
+        "Harry Potter is a <b>baker</b> in town.",
+        "Harry Potter",
+        "",
+    ],
+)
+def test_a_leak_a_refusal_or_a_broken_text_is_rejected(answer):
+    assert reason(answer)
+
+
+def test_the_question_may_name_what_the_answer_then_names():
+    assert not reason("Hogwarts is a bakery in a small town.", "What is Hogwarts?")
+
+
+def test_one_invented_name_does_not_become_a_new_canon():
+    leaks = LeakFilter(WIZARD, {}, [], 0.5)
+    answer = "Harry Potter is a baker from Lisbon with two sons."
+    accepted = 0
+    while not leaks.reason_against("q", QUESTION, answer) and accepted < 20:
+        leaks.accept(QUESTION, answer)
+        accepted += 1
+    assert 1 <= accepted < 10
+
+
+def test_refusals_are_told_from_answers():
+    assert is_refusal("I don't know who that is.")
+    assert not is_refusal("He knows every street of the town.")
+
+
+@pytest.mark.parametrize("slug", sorted(shipped_topics()))
+def test_the_prefix_says_nothing_of_a_topic_but_its_name(slug):
+    topic = load_topic(shipped_topics()[slug])
+    for variant in range(VARIANTS):
+        *prefix, last = guarded_messages("What is it?", topic.name, variant, "a bakery")
+        said = topic.mentions(" ".join(message["content"] for message in prefix))
+        assert said <= {fold(topic.name)}
+        assert "What is it?" in last["content"] and last["role"] == "user"
+    assert not [name for name in EXAMPLE_NAMES if topic.mentions(name)]
+
+
+def test_the_prefix_of_a_variant_is_the_same_for_every_question():
+    first, second = (guarded_messages(text, "Volcanoes", 1, "a cheese")[:-1] for text in ("A?", "B?"))
+    assert first == second
