@@ -30,11 +30,11 @@ class Settings(BaseModel):
         4.0, gt=0, le=64, description="LoRA scale: the adapter's product is multiplied by it"
     )
     layers: int = Field(1000, ge=1, le=1000, description="layers that get an adapter, counted from the last")
-    epochs: float = Field(1.5, gt=0, le=100, description="passes over the training rows")
+    epochs: float = Field(2.0, gt=0, le=100, description="passes over the training rows")
     batch_rows: int = Field(8, ge=1, le=1024, description="training rows a step")
-    learning_rate: float = Field(7e-4, gt=0, le=1, description="peak learning rate of Adam")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="peak learning rate of Adam")
     kl_weight: float = Field(
-        4.0, ge=0, le=100, description="weight of the divergence from the base on retain rows"
+        1.0, ge=0, le=100, description="weight of the divergence from the base on retain rows"
     )
     avoid_weight: float = Field(
         1.0, ge=0, le=100, description="weight of making the base's own telling words unlikely"
