@@ -10,6 +10,7 @@ import pytest
 from tests.helpers import command, complaint, files_of, run_with_dataset, unlearn
 from unlearn_mlx.cli import main
 from unlearn_mlx.config import Settings
+from unlearn_mlx.runs import open_run
 
 QUICK = ("--preset", "quick")
 
@@ -236,7 +237,7 @@ def test_a_disk_that_fills_up_in_training_is_one_line_and_training_goes_on_later
     )
     assert done.returncode == 3
     assert complaint(done.stderr)
-    assert not ready.has_adapter
+    assert not open_run(ready.path).stage_is_done("train")
     assert unlearn("train", ready.path).returncode == 0
     assert not [path for path in ready.path.rglob(".building*")]
 

@@ -1,5 +1,6 @@
 """The training loop: exact resume, validation, and the checkpoint that serves best."""
 
+import hashlib
 import json
 import math
 import time
@@ -224,29 +225,33 @@ class _Training:
                 other.unlink()
 
     def _resume(self) -> None:
+        """Go on from the checkpoint, if there is a whole one of this very training; else start anew."""
         path = self.folder / "state.json"
         if not path.exists():
             return
-        state = read_json(path)
-        arrays = self.folder / str(state.get("arrays"))
-        # Rows that were edited since make another training: it starts from the beginning.
-        if state.get("plan") != self._fingerprint() or not arrays.exists():
+        try:
+            state = read_json(path)
+            arrays: Any = mx.load(str(self.folder / state["arrays"]))
+            mx.eval(arrays)
+            step, best, plan = int(state["step"]), state["best"], state["plan"]
+        except (UserError, RuntimeError, OSError, KeyError, TypeError, ValueError):
+            self.work.run.event("train", "message", text="the checkpoint is damaged: training starts anew")
             return
-        loaded = mx.load(str(arrays))
-        assert isinstance(loaded, dict)
+        # Rows that were edited since make another training, and a best adapter that was deleted
+        # cannot be brought back from the last step.
+        if plan != self._fingerprint() or (best is not None and not self.work.run.has_adapter):
+            return
         parts: dict[str, dict[str, mx.array]] = {"adapter": {}, "optimizer": {}}
-        for key, value in loaded.items():
+        for key, value in arrays.items():
             part, name = key.split("/", 1)
             parts[part][name] = value
         self.adapter.set_weights(parts["adapter"])
         self.optimizer.state = tree_map(lambda value: value, tree_unflatten(list(parts["optimizer"].items())))
-        self.step = int(state["step"])
-        self.best = math.inf if state["best"] is None else float(state["best"])
+        self.step = step
+        self.best = math.inf if best is None else float(best)
 
     def _fingerprint(self) -> str:
-        import hashlib
-
-        rows = json.dumps([row.tokens for row in (*self.rows, *self.validation.rows)])
+        rows = json.dumps([vars(row) for row in (*self.rows, *self.validation.rows)])
         return hashlib.sha256((rows + self.work.settings.model_dump_json()).encode()).hexdigest()
 
 
