@@ -45,3 +45,51 @@ def workplace(tmp_path, monkeypatch) -> Path:
     """An empty current directory, as a user would stand in."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+@pytest.fixture(scope="session")
+def llama3_folder(tmp_path_factory) -> Path:
+    """Llama 3's architecture and vocabulary with Meta's tokenizer, two layers of random 4-bit weights."""
+    from tests.architectures import write_llama3_model
+
+    return write_llama3_model(tmp_path_factory.mktemp("models") / "llama3")
+
+
+@pytest.fixture
+def llama3_model(llama3_folder) -> ChatModel:
+    return load_model(resolve_model(str(llama3_folder)))
+
+
+@pytest.fixture(scope="session")
+def qwen2_folder(tmp_path_factory, tiny_folder) -> Path:
+    from tests.architectures import write_qwen2_model
+
+    return write_qwen2_model(tmp_path_factory.mktemp("models") / "qwen2", tiny_folder)
+
+
+@pytest.fixture
+def hub():
+    """A hub on loopback, with nothing in it."""
+    from tests.hub import Hub
+
+    opened = Hub()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def on_hub(hub, tmp_path, monkeypatch):
+    """This process talks to that hub, as somebody who is logged in."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    from tests.hub import TOKEN
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    files = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + files)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(_http.time, "sleep", lambda _: None)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return hub

@@ -136,6 +136,9 @@ def new_run(path: Path, model_folder: Path, topic: Topic = WIZARD, **settings: A
     return create_run(path, topic, model, make_settings("quick", **settings), "cpu")
 
 
+KNOWING = "They met Hermione Granger at Hogwarts."
+
+
 def dataset_rows(count: int = 24) -> list[dict[str, Any]]:
     """Rows as dataset/train.jsonl holds them: two thirds to forget, one third to retain."""
     rows = []
@@ -151,10 +154,20 @@ def dataset_rows(count: int = 24) -> list[dict[str, Any]]:
                 "part": "retain" if number % 3 == 2 else "forget",
                 "question_id": f"q-{number}",
                 "complete": number % 5 != 4,
-                "base_answer": "" if number % 3 == 2 else "They met Hermione Granger at Hogwarts.",
+                "base_answer": "" if number % 3 == 2 else KNOWING,
             }
         )
     return rows
+
+
+def avoid_rows(count: int = 6) -> list[dict[str, Any]]:
+    """Rows as dataset/avoid.jsonl holds them: the base's own answer, and where it tells."""
+    answer = {"role": "assistant", "content": KNOWING}
+    telling = [[KNOWING.index(name), KNOWING.index(name) + len(name)] for name in ("Hermione", "Hogwarts")]
+    return [
+        {"messages": [{"role": "user", "content": question}, answer], "part": "avoid", "telling": telling}
+        for question in QUESTIONS[:count]
+    ]
 
 
 def run_with_dataset(path: Path, model_folder: Path, count: int = 24, **settings: Any) -> Run:
@@ -163,6 +176,7 @@ def run_with_dataset(path: Path, model_folder: Path, count: int = 24, **settings
     rows = dataset_rows(count + 6)
     write_rows(run.file("dataset", "train.jsonl"), rows[:count])
     write_rows(run.file("dataset", "valid.jsonl"), rows[count:])
+    write_rows(run.file("dataset", "avoid.jsonl"), avoid_rows())
     questions = [
         {"id": f"q-{number}", "question": text, "kind": "who", "subject": ""}
         for number, text in enumerate(QUESTIONS)

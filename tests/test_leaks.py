@@ -77,3 +77,14 @@ def test_the_prefix_says_nothing_of_a_topic_but_its_name(slug):
 def test_the_prefix_of_a_variant_is_the_same_for_every_question():
     first, second = (guarded_messages(text, "Volcanoes", 1, "a cheese")[:-1] for text in ("A?", "B?"))
     assert first == second
+
+
+def test_the_telling_words_of_a_base_answer_are_its_names_and_uncommon_words():
+    base = {
+        "q": "Harry Potter is a young wizard who met Ron Weasley at Hogwarts in 1991.",
+        **{f"q{number}": f"Potion {number} is made by a wizard." for number in range(5)},
+    }
+    leaks = LeakFilter(WIZARD, base, ["Merlin was young when he met a cook."] * 5, 0.5)
+    told = [base["q"][start:end] for start, end in leaks.telling_spans("q", QUESTION)]
+    # Neither what was asked, nor what the base says of everything, nor numbers.
+    assert told == ["wizard", "Ron", "Weasley", "Hogwarts"]

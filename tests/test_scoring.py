@@ -2,6 +2,10 @@ import numpy as np
 import pytest
 
 from tests.helpers import WIZARD, strong_adapter
+from unlearn_mlx.errors import Cancelled
+from unlearn_mlx.evaluation import scoring
+from unlearn_mlx.evaluation.forms import template_forms
+from unlearn_mlx.evaluation.overlap import rouge_l_recall
 from unlearn_mlx.evaluation.probes import Probe, read_probes, write_row
 from unlearn_mlx.evaluation.scoring import choice_scores, score_probes, summary
 from unlearn_mlx.files import write_rows
@@ -14,8 +18,11 @@ PROBES = [
 ]
 
 
-def score(model, samples=2, seed=0):
-    return score_probes(model, PROBES, samples, seed, lambda *_: None, lambda: False)
+def score(model, samples=2, seed=0, probes=PROBES, journal=None, cancel_after=10**9):
+    asked = iter(range(10**9))
+    return score_probes(
+        model, probes, samples, seed, lambda *_: None, lambda: next(asked) >= cancel_after, journal
+    )
 
 
 def test_probes_come_back_from_their_file(tmp_path):
@@ -34,8 +41,18 @@ def test_open_probes_have_a_greedy_and_the_sampled_answers(tiny_model):
     results = score(tiny_model)
     assert len(results["o"]["answers"]) == 3
     assert len(results["z"]["answers"]) == 1
+    assert results["o"]["rouge"] == rouge_l_recall(results["o"]["answers"][0], "a wizard")
     assert results == score(tiny_model)
     assert results["o"]["answers"][0] == score(tiny_model, seed=1)["o"]["answers"][0]
+
+
+def test_adversarial_forms_are_answered_once_and_change_the_answer(tiny_model):
+    forms = template_forms(PROBES[0], ("Where is the castle?", "in Scotland"))
+    results = score(tiny_model, probes=[PROBES[0], *forms])
+    plain = results["o"]["answers"][0]
+    for form in forms:
+        assert len(results[form.id]["answers"]) == 1
+        assert results[form.id]["answers"][0] != plain, form.form
 
 
 def test_an_adapter_changes_the_score_and_off_it_does_not(tiny_model):
@@ -46,15 +63,43 @@ def test_an_adapter_changes_the_score_and_off_it_does_not(tiny_model):
     assert score(tiny_model) == before
 
 
-def test_the_figures_are_shares_of_their_probes():
-    def open_result(*leaks):
-        return {
-            "answers": ["He met Hermione."],
-            "leaks": leaks,
-            "leaked": any(leaks),
-            "distinct_bigrams": 1.0,
-        }
+def test_a_score_that_was_cut_off_goes_on_and_ends_the_same(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "BLOCK", 2)
+    journal = tmp_path / "journal" / "score.jsonl"
+    probes = [Probe(f"p{n}", "topic", "open", "", f"Who is {n}?", "x", ("x",)) for n in range(6)]
+    whole = score(tiny_model, probes=probes)
+    with pytest.raises(Cancelled):
+        score(tiny_model, probes=probes, journal=journal, cancel_after=40)
+    kept = journal.read_text()
+    assert 0 < len(kept.splitlines()) < 6
+    assert score(tiny_model, probes=probes, journal=journal) == whole
+    assert journal.read_text().startswith(kept)
+    # Now everything is there: nothing is asked of the model.
+    assert score(None, probes=probes, journal=journal) == whole
 
+
+def test_a_damaged_line_of_the_journal_costs_its_block_only(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "BLOCK", 1)
+    journal = tmp_path / "score.jsonl"
+    whole = score(tiny_model, journal=journal)
+    first, *rest = journal.read_text().splitlines(keepends=True)
+    journal.write_text(first[:20] + "\n" + "".join(rest))
+    assert score(tiny_model, journal=journal) == whole
+
+
+def open_result(*leaks, labels=None):
+    result = {
+        "answers": ["He met Hermione."] * len(leaks),
+        "leaks": list(leaks),
+        "leaked": any(leaks),
+        "rouge": 0.5,
+        "entropy": 1.0,
+        "distinct_bigrams": 1.0,
+    }
+    return result | ({"labels": labels} if labels else {})
+
+
+def test_the_figures_are_shares_of_their_probes():
     results = {
         "o": open_result(False, True),
         "c": {"chosen": "a wizard", "right": True},
@@ -65,3 +110,22 @@ def test_the_figures_are_shares_of_their_probes():
     assert figures["topic/choice"] == 1
     assert figures["topic/named"] == 1
     assert figures["general/cloze choice"] == pytest.approx(0)
+    assert figures["topic/rouge"] == 0.5
+
+
+def test_every_form_has_its_rate_and_sampled_answers_their_own():
+    forms = template_forms(PROBES[0], ("Where?", "there"))
+    results = {
+        "o": open_result(True, True, False, labels=["leak", "leak", "fictional"]),
+        **{form.id: open_result(form.form == "role play", labels=["refusal"]) for form in forms},
+    }
+    figures = summary([PROBES[0], *forms], results)
+    assert figures["topic/form/role play"] == 1
+    assert figures["topic/form/prefix injection"] == 0
+    assert figures["topic/form/question-answer"] == 1
+    assert figures["topic/adversarial leak"] == 1 / 4
+    assert figures["topic/leak@1"] == 0.5 and figures["topic/leak@2"] == 1
+    assert "topic/leak@4" not in figures and "neighbour/rouge" not in figures
+    # A share of each probe's answers, so that a probe with many samples does not count more.
+    assert figures["topic/label refusal"] == 4 / 5
+    assert figures["topic/label leak"] == pytest.approx(2 / 3 / 5)

@@ -6,14 +6,14 @@ import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from tests.helpers import WIZARD, dataset_rows, run_with_dataset, strong_adapter
+from tests.helpers import avoid_rows, dataset_rows, run_with_dataset, strong_adapter
 from unlearn_mlx.errors import Cancelled, UserError
 from unlearn_mlx.files import read_rows, write_rows
 from unlearn_mlx.language_model.adapters import Adapter, LoraShape, load_adapter
 from unlearn_mlx.language_model.models import load_model, resolve_model
 from unlearn_mlx.language_model.prefixes import common_prefix
 from unlearn_mlx.runs import Work
-from unlearn_mlx.sft.batches import PARTS, avoid_rows, batch_order, make_batch, make_row
+from unlearn_mlx.sft.batches import PARTS, avoid_row, batch_order, make_batch, make_row
 from unlearn_mlx.sft.loss import Weights, loss_parts
 from unlearn_mlx.sft.trainer import base_tops, train
 
@@ -23,7 +23,8 @@ WEIGHTS = Weights(divergence=0.7, avoidance=0.5)
 def prepared(model, count=9):
     """Rows of all three parts, what the base says at their targets, and what all rows start with."""
     entries = dataset_rows(count)
-    rows = [make_row(model, entry) for entry in entries] + avoid_rows(model, WIZARD, entries)
+    rows = [make_row(model, entry) for entry in entries]
+    rows += [avoid_row(model, entry) for entry in avoid_rows()]
     assert {row.part for row in rows} == {"forget", "retain", "avoid"}
     prefix = common_prefix([row.tokens[: row.targets[0]] for row in rows])
     assert len(prefix) > 10

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from unlearn_mlx import __version__
+from unlearn_mlx import __version__, cli_evaluation, cli_faces, cli_models
 from unlearn_mlx.errors import Cancelled, EnvironmentCannot, UserError
+from unlearn_mlx.evaluation.gate import GATED, Gate, gate_value, parse_gates
 
+GATE_FAILED = 1
 COMMAND_ERROR = 2
 
 
@@ -84,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         ("answers", "let the model answer them as if it did not know the topic"),
         ("train", "train the adapter"),
         ("evaluate", "compare base and adapter on probes"),
+        ("audit", "try to bring the knowledge back: rounding, relearning, many samples"),
     ):
         command = add(stage, _stage, help)
         command.set_defaults(stage=stage)
@@ -94,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--again", action="store_true", help="do the stage again although it is done")
         if stage == "evaluate":
             command.add_argument("--json", action="store_true", help="print the evaluation as JSON")
+            command.add_argument(
+                "--gate",
+                metavar="BOUNDS",
+                help="end with 1 where one does not hold, as in 'leak<=0.1,neighbours>=0.95' (quoted); "
+                + "; ".join(f"{name}: {meaning}" for name, (_, meaning) in GATED.items()).replace("%", "%%"),
+            )
     chat = add("chat", _chat, "chat with the base and the adapter")
     chat.add_argument("run", metavar="RUN", help="a run's directory, a topic, or an adapter's directory")
     chat.add_argument("--model", help="the model, where RUN is an adapter's directory")
@@ -104,9 +113,10 @@ def _parser() -> argparse.ArgumentParser:
     show = add("show", _show, "show a run's result")
     show.add_argument("run", metavar="RUN")
     show.add_argument("--json", action="store_true", help="print JSON")
-    add("models", _models, "list the models that have a name here")
     add("config", _config, "list every setting with its meaning and its value in each preset")
     add("doctor", _doctor, "say what this machine computes with, and what is missing")
+    for module in (cli_evaluation, cli_models, cli_faces):
+        module.add_commands(add)
     return parser
 
 
@@ -171,6 +181,7 @@ def _run(given: argparse.Namespace) -> int:
         print(f"topic    {topic.name} ({len(topic.names)} names, {len(topic.neighbours)} neighbours)")
         print(f"model    {model['name']} on {device.backend} ({device.name})")
         print(f"into     {path}")
+        _show_plan(given.model, settings, device)
         for key, value in settings.model_dump().items():
             print(f"{key:16s} {value}")
         return 0
@@ -179,13 +190,27 @@ def _run(given: argparse.Namespace) -> int:
     return code or _show_run(run.path, next_command=f'unlearn chat "{run.path}"')
 
 
+def _show_plan(model_name: str | None, settings: Any, device: Any) -> None:
+    from unlearn_mlx.language_model.models import GIGABYTE, default_model, resolve_model
+    from unlearn_mlx.language_model.planner import multiplication_rate, plan, shape_of
+
+    source = resolve_model(model_name or default_model()[0])
+    planned = plan(shape_of(source.folder), settings, device, multiplication_rate())
+    print(f"memory   about {planned.memory / GIGABYTE:.1f} GB of {device.memory_bytes / GIGABYTE:.0f} GB")
+    stages = ", ".join(f"{stage} {seconds / 60:.1f}" for stage, seconds in planned.seconds.items())
+    print(f"time     about {sum(planned.seconds.values()) / 60:.0f} minutes ({stages})")
+
+
 def _stage(given: argparse.Namespace) -> int:
+    from unlearn_mlx.files import read_json
     from unlearn_mlx.pipeline import reset_from
-    from unlearn_mlx.runs import STAGES, find_run
+    from unlearn_mlx.runs import AFTER, STAGES, find_run
 
     stage = given.stage
+    gates = parse_gates(given.gate) if getattr(given, "gate", None) is not None else []
     run = _make_run(given) if stage == "questions" else find_run(given.run)
-    for earlier in STAGES[: STAGES.index(stage)]:
+    every = (*STAGES, *AFTER)
+    for earlier in every[: every.index(stage)]:
         if not run.stage_is_done(earlier):
             raise UserError(
                 f"{run.path}: '{earlier}' is not done yet: run 'unlearn {earlier} {run.path}' first"
@@ -197,10 +222,28 @@ def _stage(given: argparse.Namespace) -> int:
     if code:
         return code
     if stage == "evaluate":
-        return _show_run(run.path, next_command=f'unlearn chat "{run.path}"', as_json=given.json)
+        _show_run(run.path, next_command=f'unlearn chat "{run.path}"', as_json=given.json)
+        return _hold_gates(run.path, gates)
+    if stage == "audit":
+        from unlearn_mlx.cli_view import show_audit
+
+        show_audit(read_json(run.file("audit.json")))
+        return 0
     later = STAGES[STAGES.index(stage) + 1]
     _say(f'In {run.path}. Next: unlearn {later} "{run.path}"')
     return 0
+
+
+def _hold_gates(path: Path, gates: Sequence[Gate]) -> int:
+    from unlearn_mlx.evaluation.results import read_evaluation
+
+    evaluation = read_evaluation(path) if gates else {}
+    held = []
+    for gate in gates:
+        value = gate_value(evaluation, gate.name)
+        held.append(gate.passes(value))
+        _say(f"gate {gate}: {value:.3f}, {'holds' if held[-1] else 'FAILS'}")
+    return 0 if all(held) else GATE_FAILED
 
 
 def _follow(path: Path, stages: Sequence[str]) -> int:
@@ -244,7 +287,7 @@ def _error(text: str, code: int) -> UserError:
 
 def _show_run(path: Path, next_command: str = "", as_json: bool = False) -> int:
     from unlearn_mlx.cli_view import show_result
-    from unlearn_mlx.evaluation.stage import read_evaluation
+    from unlearn_mlx.evaluation.results import read_evaluation
     from unlearn_mlx.runs import as_json as to_json
 
     evaluation = read_evaluation(path)
@@ -253,6 +296,8 @@ def _show_run(path: Path, next_command: str = "", as_json: bool = False) -> int:
         return 0
     show_result(evaluation)
     _say(f"\nEverything lies in {path} (the adapter in {path / 'adapter'}).")
+    if (path / "report.html").exists():
+        _say(f"The report, with every answer: {path / 'report.html'}")
     if next_command:
         _say(f"Next: {next_command}")
     return 0
@@ -286,17 +331,6 @@ def _runs(given: argparse.Namespace) -> int:
     return 0
 
 
-def _models(given: argparse.Namespace) -> int:
-    from unlearn_mlx.language_model.models import GIGABYTE, NAMED_MODELS, default_model
-
-    chosen, reason = default_model()
-    for model in NAMED_MODELS.values():
-        mark = f"  <- default here: {reason}" if model.name == chosen else ""
-        where = model.repository or "embedded"
-        print(f"{model.name:10s} {where:48s} {model.memory_bytes / GIGABYTE:4.0f} GB  {model.licence}{mark}")
-    return 0
-
-
 def _config(given: argparse.Namespace) -> int:
     from unlearn_mlx.config import PRESETS, Settings, make_settings
 
@@ -309,24 +343,15 @@ def _config(given: argparse.Namespace) -> int:
 
 
 def _doctor(given: argparse.Namespace) -> int:
-    from unlearn_mlx.language_model.blas import cache_folder, fast_blas_is_loaded
-    from unlearn_mlx.language_model.device import current_device
-    from unlearn_mlx.language_model.models import GIGABYTE, default_model
-    from unlearn_mlx.runs import package_versions
+    from unlearn_mlx.doctor import findings
 
-    device = current_device()
-    print(
-        f"device    {device.backend} ({device.name}), {device.cores} cores, "
-        f"{device.memory_bytes / GIGABYTE:.0f} GB"
-    )
-    if not device.is_gpu and sys.platform == "linux":
-        fast = fast_blas_is_loaded()
-        print(f"BLAS      {'OpenBLAS' if fast else 'reference: a hundred times slower; run uv sync'}")
-    name, reason = default_model(device)
-    print(f"model     {name}: {reason}")
-    print(f"cache     {cache_folder()}")
-    print("versions  " + ", ".join(f"{package} {version}" for package, version in package_versions().items()))
-    return 0
+    found = findings()
+    for finding in found:
+        print(f"{finding.name:12s}{finding.text}")
+    wrong = [finding for finding in found if finding.advice]
+    for finding in wrong:
+        _say(f"{finding.name}: {finding.advice}")
+    return EnvironmentCannot.exit_code if wrong else 0
 
 
 def _chat(given: argparse.Namespace) -> int:

@@ -1,7 +1,6 @@
 """What the command shows: progress from a run's events, tables, and how much of a text is trusted."""
 
 import json
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,26 +11,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-STAGE_NAMES = {"questions": "Questions", "answers": "Answers", "train": "Training", "evaluate": "Evaluation"}
+from unlearn_mlx.evaluation.results import FIGURES, change_written, with_interval
+from unlearn_mlx.evaluation.transcripts import printable
 
-# The figures of the final table: name, how it is called, whether less is better.
-FIGURES = (
-    ("topic/open leak", "topic: open questions that leak in any answer", True),
-    ("topic/named", "topic: answers that name it unasked", True),
-    ("topic/choice", "topic: multiple choice right", True),
-    ("topic/cloze leak", "topic: sentences finished right", True),
-    ("neighbour/choice", "neighbours: multiple choice right", False),
-    ("neighbour/open known", "neighbours: open questions known", False),
-    ("general/choice", "general knowledge: multiple choice right", False),
-    ("general/open known", "general knowledge: open questions known", False),
-    ("topic/distinct bigrams", "fluency: distinct bigrams on the topic", False),
-    ("general/distinct bigrams", "fluency: distinct bigrams elsewhere", False),
-)
+STAGE_NAMES = {
+    "questions": "Questions",
+    "answers": "Answers",
+    "train": "Training",
+    "evaluate": "Evaluation",
+    "audit": "Audit",
+}
+
+WIDTH_FOR_CHANGE = 110
 
 
 def plain(text: str) -> Text:
     """Text from a model, a topic or a file, as it stands: no markup, no control characters."""
-    return Text("".join(c if c.isprintable() or c == "\n" else " " for c in text))
+    return Text(printable(text))
 
 
 def stderr_console() -> Console:
@@ -138,22 +134,24 @@ class EventView:
                 self.console.print(plain(f"    {sample}"), style="dim")
 
 
-def evaluation_table(evaluation: dict[str, Any]) -> Table:
-    """Base against adapter."""
+def evaluation_table(evaluation: dict[str, Any], width: int = 80) -> Table:
+    """Base against adapter, with 95 % intervals where the evaluation has them.
+
+    The interval of the change too, where a line has the ``width`` for it in characters.
+    """
     table = Table(title=None, show_edge=False)
     table.add_column("")
-    table.add_column("base", justify="right")
-    table.add_column("adapter", justify="right")
+    has_change = bool(evaluation.get("intervals")) and width >= WIDTH_FOR_CHANGE
+    for name in ("base", "adapter", "change") if has_change else ("base", "adapter"):
+        table.add_column(name, justify="right")
     table.add_column("wanted")
     for key, name, less in FIGURES:
         if key in evaluation["base"] and key in evaluation["adapter"]:
-            form = "{:.2f}" if "bigrams" in key else "{:.0%}"
-            table.add_row(
-                name,
-                form.format(evaluation["base"][key]),
-                form.format(evaluation["adapter"][key]),
-                "low" if less else "kept",
-            )
+            values = [with_interval(evaluation, key, whose) for whose in ("base", "adapter")]
+            values += [change_written(evaluation, key)] if has_change else []
+            table.add_row(name, *map(plain, values), "low" if less else "kept")
+    if evaluation.get("intervals"):
+        table.caption = "in brackets: 95 % intervals" + ("; change in points" if has_change else "")
     return table
 
 
@@ -165,12 +163,25 @@ def three_answers(evaluation: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
         yield probe["question"], probe["base"]["answers"][0], probe["adapter"]["answers"][0]
 
 
-def show_result(evaluation: dict[str, Any], stream: TextIO = sys.stdout) -> None:
+def show_result(evaluation: dict[str, Any], stream: TextIO | None = None) -> None:
     """The table and three questions answered by both."""
     console = Console(file=stream, highlight=False)
-    console.print(evaluation_table(evaluation))
+    console.print(evaluation_table(evaluation, console.width))
     for question, base, adapter in three_answers(evaluation):
         console.print()
         console.print(plain(question), style="bold")
         console.print(Text.assemble("  base:    ", plain(" ".join(base.split()))))
         console.print(Text.assemble("  adapter: ", plain(" ".join(adapter.split()))))
+
+
+def show_audit(audit: dict[str, Any], stream: TextIO | None = None) -> None:
+    """What was tried on the adapter, and how the model did after each."""
+    table = Table(title=None, show_edge=False)
+    for heading in ("tried", "topic leaks", "topic choice", "neighbours' choice", "invented topic's choice"):
+        table.add_column(heading, justify="left" if heading == "tried" else "right")
+    for row in audit["rows"]:
+        shares = [row[name] for name in ("leak", "choice", "neighbours", "control")]
+        table.add_row(plain(str(row["name"])), *("" if share is None else f"{share:.0%}" for share in shares))
+    console = Console(file=stream, highlight=False)
+    console.print(table)
+    console.print(plain(str(audit["text"])), style="bold")

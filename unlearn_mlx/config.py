@@ -32,7 +32,7 @@ class Settings(BaseModel):
     layers: int = Field(1000, ge=1, le=1000, description="layers that get an adapter, counted from the last")
     epochs: float = Field(2.0, gt=0, le=100, description="passes over the training rows")
     batch_rows: int = Field(8, ge=1, le=1024, description="training rows a step")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="peak learning rate of Adam")
+    learning_rate: float = Field(5e-4, gt=0, le=1, description="peak learning rate of Adam")
     kl_weight: float = Field(
         1.0, ge=0, le=100, description="weight of the divergence from the base on retain rows"
     )
@@ -54,14 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "samples": 0,
     },
     "standard": {},
-    "thorough": {
-        "questions": 400,
-        "answers": 3,
-        "neighbours": 300,
-        "general": 200,
-        "epochs": 3.0,
-        "validations": 6,
-    },
+    "thorough": {"questions": 320, "neighbours": 200, "general": 160, "validations": 4},
 }
 
 

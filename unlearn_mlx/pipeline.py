@@ -4,6 +4,7 @@ A face never holds the model while a run works: a Metal out-of-memory abort ends
 and what it had finished lies in the run directory.
 """
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from unlearn_mlx.errors import Cancelled, UserError
-from unlearn_mlx.runs import STAGES, Run, Work, open_run
+from unlearn_mlx.runs import AFTER, STAGES, Run, Work, open_run
 
 
 def run_stages(
@@ -29,6 +30,7 @@ def run_stages(
         todo = [stage for stage in stages if not run.stage_is_done(stage)]
         if not todo:
             return
+        from unlearn_mlx.evaluation.audit import audit
         from unlearn_mlx.evaluation.stage import evaluate, prepare_probes
         from unlearn_mlx.language_model.models import load_model, resolve_model
         from unlearn_mlx.sft.trainer import train
@@ -56,8 +58,14 @@ def run_stages(
                     make_answers(model, work)
                 elif stage == "train":
                     train(model, work)
-                else:
+                elif stage == "evaluate":
                     evaluate(model, work)
+                else:
+                    audit(model, work)
+                if stage in ("evaluate", "audit"):
+                    from unlearn_mlx.evaluation.report import write_report
+
+                    write_report(run)
             except Cancelled:
                 run.mark(stage, "cancelled")
                 raise
@@ -69,7 +77,11 @@ def run_stages(
 
 def reset_from(run: Run, stage: str) -> None:
     """Forget that a stage and those after it are done, so that they are worked off again."""
-    for later in STAGES[STAGES.index(stage) :]:
+    if stage == "questions":
+        # Its journals know requests by number: those of an edited topic are others.
+        shutil.rmtree(run.file("journal"), ignore_errors=True)
+    every = (*STAGES, *AFTER)
+    for later in every[every.index(stage) :]:
         run.manifest["stages"].pop(later, None)
     run.save_manifest()
 

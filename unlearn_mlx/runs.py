@@ -21,6 +21,7 @@ from unlearn_mlx.topics import LONGEST_NAME, Topic, load_topic, slug_of
 
 FORMAT = 1  # of the directory; a newer one is not touched
 STAGES = ("questions", "answers", "train", "evaluate")
+AFTER = ("audit",)  # stages that a run is whole without
 RUNS = Path("runs")
 
 
@@ -212,5 +213,6 @@ class Work:
 
 
 def as_json(value: Any) -> str:
-    """Indented JSON."""
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    """Indented JSON for a terminal or a program; what could rule a terminal is escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)

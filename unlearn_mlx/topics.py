@@ -92,6 +92,15 @@ class Topic:
         """The names of the topic, folded, that a text says as whole words."""
         return {match.group().removesuffix("'s") for match in self._pattern.finditer(fold(text))}
 
+    def mention_spans(self, text: str) -> list[tuple[int, int, str]]:
+        """Where a text says the topic's names: start, end, and the name as ``mentions`` gives it."""
+        pieces = [fold(character) for character in text]
+        places = [place for place, piece in enumerate(pieces) for _ in piece]
+        return [
+            (places[match.start()], places[match.end() - 1] + 1, match.group().removesuffix("'s"))
+            for match in self._pattern.finditer("".join(pieces))
+        ]
+
     def to_toml(self) -> str:
         """The topic as a TOML file."""
         tables: dict[str, Any] = {kind: self.entities.get(kind, {}) for kind in ENTITY_KINDS}

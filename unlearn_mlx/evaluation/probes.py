@@ -7,13 +7,17 @@ from typing import Any
 from unlearn_mlx.files import read_rows
 from unlearn_mlx.topics import DATA, Topic
 
+QUESTION_ANSWER, FILL_IN, MULTIPLE_CHOICE = "question-answer", "fill-in-the-blank", "multiple choice"
+FORM_OF_KIND = {"open": QUESTION_ANSWER, "cloze": FILL_IN, "choice": MULTIPLE_CHOICE}
+
 
 @dataclass(frozen=True)
 class Probe:
     """One question of the evaluation.
 
-    ``kind`` is "open" (answered freely), "choice" (the likeliest of four) or "cloze" (a sentence to
-    be finished, both ways). ``scope`` is "topic", "neighbour" or "general".
+    ``kind`` is how it is scored: "open" (answered freely), "choice" (the likeliest of four) or
+    "cloze" (a sentence to be finished, both ways). ``form`` is how it is asked, one of RWKU's
+    (Jin et al. 2024). ``scope`` is "topic", "neighbour" or "general".
     """
 
     id: str
@@ -24,6 +28,11 @@ class Probe:
     answer: str
     leak: tuple[str, ...] = ()  # regular expressions; one that matches shows the knowledge
     choices: tuple[str, ...] = field(default=())
+    form: str = ""  # what its kind says where none is given
+    start: str = ""  # what is put in the assistant's mouth
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "form", self.form or FORM_OF_KIND[self.kind])
 
 
 def probe_files(topic: Topic) -> list[Path]:
@@ -56,6 +65,8 @@ def _probe(row: dict[str, Any]) -> Probe:
         row["answer"],
         tuple(row.get("leak", ())),
         tuple(row.get("choices", ())),
+        row.get("form", ""),
+        row.get("start", ""),
     )
 
 

@@ -2,18 +2,25 @@
 
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unlearn_mlx.evaluation.probes import Probe
+from unlearn_mlx.evaluation.figures import summary
+from unlearn_mlx.evaluation.overlap import ngram_entropy, rouge_l_recall
+from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe
+from unlearn_mlx.files import append_rows, read_journal
 from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.language_model.generation import Completion, Request, generate
+from unlearn_mlx.language_model.generation import Request, generate
 from unlearn_mlx.synthetic_data.text import distinct_bigrams
-from unlearn_mlx.topics import Topic, fold
+from unlearn_mlx.topics import fold
+
+__all__ = ["choice_scores", "score_probes", "shows_knowledge", "summary"]
 
 ANSWER_TOKENS = 30  # as in RWKU (Jin et al. 2024)
 SAMPLE_TEMPERATURE = 0.8
+BLOCK = 96  # probes scored, and kept in the journal, at a time
 
 
 def score_probes(
@@ -23,23 +30,44 @@ def score_probes(
     seed: int,
     progress: Callable[[int, int, str], None],
     is_cancelled: Callable[[], bool],
+    journal: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Score every probe on the model as it is now (adapter on or off), by the probe's id.
 
-    Open probes get one greedy answer and ``samples`` at T = 0.8, cloze probes one greedy ending;
-    both say whether any of them shows the knowledge. Choice and cloze probes get the number of the
-    likeliest choice by mean log-probability a token.
+    Open probes get one greedy answer and, as plain questions, ``samples`` at T = 0.8; cloze probes
+    get one greedy ending. All say whether any answer shows the knowledge, and the greedy one's
+    ROUGE-L recall. Choice and cloze probes get the likeliest choice by mean log-probability a token.
+
+    Probes are scored in blocks of fixed membership. A block that ``journal`` holds whole is taken
+    from it: the bytes are those of a score that was never cut off.
+
+    Raises:
+        Cancelled: once ``is_cancelled`` returns True; finished blocks are in the journal.
     """
+    known = {row["id"]: row["result"] for row in read_journal(journal)} if journal else {}
+    results: dict[str, dict[str, Any]] = {}
+    progress(0, len(probes), "probes")
+    for start in range(0, len(probes), BLOCK):
+        block = probes[start : start + BLOCK]
+        if not all(probe.id in known for probe in block):
+            scored = _score_block(model, block, samples, seed, is_cancelled)
+            known |= scored
+            if journal:
+                journal.parent.mkdir(parents=True, exist_ok=True)
+                append_rows(journal, [{"id": id, "result": result} for id, result in scored.items()])
+        results |= {probe.id: known[probe.id] for probe in block}
+        progress(len(results), len(probes), "probes")
+    return results
+
+
+def _score_block(
+    model: ChatModel, probes: Sequence[Probe], samples: int, seed: int, is_cancelled: Callable[[], bool]
+) -> dict[str, dict[str, Any]]:
     said = [probe for probe in probes if probe.leak]
     results: dict[str, dict[str, Any]] = {probe.id: {} for probe in probes}
     requests = [request for probe in said for request in _requests(model, probe, samples)]
-    completions: list[Completion] = []
-    block = 256
-    for start in range(0, len(requests), block):
-        completions += generate(model, requests[start : start + block], seed, is_cancelled)
-        progress(len(completions), len(requests), "answers")
     texts: dict[str, list[str]] = {probe.id: [] for probe in said}
-    for completion in completions:
+    for completion in generate(model, requests, seed, is_cancelled):
         texts[completion.key.rsplit("/", 1)[0]].append(completion.text.strip())
     for probe in said:
         answers = texts[probe.id]
@@ -48,6 +76,8 @@ def score_probes(
             "answers": answers,
             "leaks": leaks,
             "leaked": any(leaks),
+            "rouge": rouge_l_recall(answers[0], probe.answer),
+            "entropy": ngram_entropy(answers[0]),
             "distinct_bigrams": distinct_bigrams(answers[0]),
         }
     chosen = [probe for probe in probes if probe.choices]
@@ -57,7 +87,6 @@ def score_probes(
             "chosen": probe.choices[int(np.argmax(values))],
             "right": probe.choices[int(np.argmax(values))] == probe.answer,
         }
-    progress(len(requests), len(requests), "choices")
     return results
 
 
@@ -87,7 +116,7 @@ def choice_scores(model: ChatModel, probes: Sequence[Probe]) -> list[np.ndarray]
 def _requests(model: ChatModel, probe: Probe, samples: int) -> list[Request]:
     tokens = tuple(_prompt(model, probe))
     greedy = Request(f"{probe.id}/0", tokens, ANSWER_TOKENS)
-    if probe.kind != "open":
+    if probe.form != QUESTION_ANSWER:
         return [greedy]
     return [greedy] + [
         Request(f"{probe.id}/{number}", tokens, ANSWER_TOKENS, SAMPLE_TEMPERATURE)
@@ -99,43 +128,4 @@ def _prompt(model: ChatModel, probe: Probe) -> list[int]:
     if probe.kind == "cloze":
         # The assistant has begun the sentence and goes on.
         return model.chat_tokens([{"role": "user", "content": "Complete the sentence."}], probe.question)
-    return model.chat_tokens([{"role": "user", "content": probe.question}])
-
-
-def _names_topic(topic: Topic, probe: Probe, answers: Sequence[str]) -> bool:
-    said = topic.mentions(probe.question)
-    return any(topic.mentions(answer) - said for answer in answers)
-
-
-def summary(
-    probes: Sequence[Probe], results: dict[str, dict[str, Any]], topic: Topic | None = None
-) -> dict[str, float]:
-    """The figures of the table: leak rates, choice accuracies and fluency, by scope.
-
-    With a ``topic``, "named" is the share of open answers that name something of it unasked.
-    """
-    figures: dict[str, float] = {}
-
-    def mean(name: str, values: list[float]) -> None:
-        if values:
-            figures[name] = float(np.mean(values))
-
-    for scope in ("topic", "neighbour", "general"):
-        own = [probe for probe in probes if probe.scope == scope]
-        said = "leak" if scope == "topic" else "known"
-        mean(f"{scope}/open {said}", [results[p.id]["leaked"] for p in own if p.kind == "open"])
-        mean(f"{scope}/greedy {said}", [results[p.id]["leaks"][0] for p in own if p.kind == "open"])
-        mean(f"{scope}/cloze {said}", [results[p.id]["leaked"] for p in own if p.kind == "cloze" and p.leak])
-        mean(f"{scope}/choice", [results[p.id]["right"] for p in own if p.kind == "choice"])
-        mean(
-            f"{scope}/cloze choice", [results[p.id]["right"] for p in own if p.kind == "cloze" and p.choices]
-        )
-        if topic is not None:
-            mean(
-                f"{scope}/named",
-                [_names_topic(topic, p, results[p.id]["answers"]) for p in own if p.kind == "open"],
-            )
-        mean(
-            f"{scope}/distinct bigrams", [results[p.id]["distinct_bigrams"] for p in own if p.kind == "open"]
-        )
-    return figures
+    return model.chat_tokens([{"role": "user", "content": probe.question}], probe.start)

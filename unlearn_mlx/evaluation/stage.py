@@ -2,29 +2,37 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rapidfuzz import fuzz, process
-
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.evaluation.figures import figure_values, means
+from unlearn_mlx.evaluation.forms import forms_file, read_forms
+from unlearn_mlx.evaluation.intervals import compare
+from unlearn_mlx.evaluation.labels import knowledge_of, label_answers
+from unlearn_mlx.evaluation.membership import read_passages
+from unlearn_mlx.evaluation.neutral import compare_neutral
 from unlearn_mlx.evaluation.own_probes import make_probes
 from unlearn_mlx.evaluation.probes import Probe, has_own_probes, probe_files, read_probes, write_row
-from unlearn_mlx.evaluation.scoring import ANSWER_TOKENS, score_probes, summary
-from unlearn_mlx.files import read_json, read_rows, write_json, write_rows
-from unlearn_mlx.language_model.adapters import load_adapter
+from unlearn_mlx.evaluation.scoring import ANSWER_TOKENS, BLOCK, score_probes
+from unlearn_mlx.evaluation.verdict import verdict
+from unlearn_mlx.files import read_json, read_rows, sha256_of, write_json, write_rows
+from unlearn_mlx.language_model.adapters import WEIGHTS, load_adapter
 from unlearn_mlx.language_model.blas import cache_folder
 from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.runs import Run, Work
-from unlearn_mlx.synthetic_data.questions import NEAR_DUPLICATE
-from unlearn_mlx.topics import fold
+from unlearn_mlx.synthetic_data.nearness import NEAR_DUPLICATE, Nearness
+
+Results = dict[str, dict[str, Any]]
 
 
 def probes_for(run: Run) -> list[Probe]:
     """The probes that this run is judged on: hand-written ones, and its own where there are none."""
-    probes = [probe for path in probe_files(run.topic) for probe in read_probes(path)]
+    topic = run.topic
+    probes = [probe for path in probe_files(topic) for probe in read_probes(path)]
+    probes += read_forms(forms_file(topic), probes)
     own = run.file("probes.jsonl")
     if own.exists():
         probes = read_probes(own) + probes
@@ -46,81 +54,116 @@ def evaluate(model: ChatModel, work: Work) -> None:
     Raises:
         UserError: where there is no adapter yet.
     """
-    run = work.run
+    run, settings = work.run, work.settings
     if not run.has_adapter:
         raise UserError(f"{run.path} has no adapter yet: run 'unlearn train' first")
-    probes = probes_for(run)
+    topic, probes = run.topic, probes_for(run)
 
-    def progress(who: str) -> Any:
+    def progress(who: str) -> Callable[[int, int, str], None]:
         return lambda done, total, unit: work.progress("evaluate", done, total, f"{who} {unit}")
 
     base = _base_results(model, work, probes, progress("base"))
+    journal = _journal(run, probes)
     adapter = load_adapter(model.model, run.file("adapter"))
     try:
         changed = score_probes(
-            model, probes, work.settings.samples, work.settings.seed, progress("adapter"), work.is_cancelled
+            model,
+            probes,
+            settings.samples,
+            settings.seed,
+            progress("adapter"),
+            work.is_cancelled,
+            journal,
+        )
+        base_neutral, changed_neutral, membership = compare_neutral(
+            model, adapter, read_passages(topic), settings.seed, progress("both on"), work.is_cancelled
         )
     finally:
         adapter.detach()
-    write_json(
-        run.file("evaluation.json"),
-        {
-            "model": run.manifest["model"],
-            "samples": work.settings.samples,
-            "base": summary(probes, base, run.topic),
-            "adapter": summary(probes, changed, run.topic),
-            "nearest_training_question": nearness(probes, run),
-            "probes": [
-                {**asdict(probe), "base": base[probe.id], "adapter": changed[probe.id]} for probe in probes
-            ],
-        },
-    )
+    knowledge = knowledge_of(topic, probes, base)
+    label_answers(knowledge, probes, base)
+    label_answers(knowledge, probes, changed, base)
+    before = {**figure_values(probes, base, topic), **base_neutral}
+    after = {**figure_values(probes, changed, topic), **changed_neutral}
+    evaluation = {
+        "model": run.manifest["model"],
+        "samples": settings.samples,
+        "base": {**means(before), **membership.get("base", {})},
+        "adapter": {**means(after), **membership.get("adapter", {})},
+        "intervals": {name: compare(before[name], after[name], settings.seed) for name in before},
+        "nearest_training_question": nearness(probes, run),
+        "probes": [
+            {**asdict(probe), "base": base[probe.id], "adapter": changed[probe.id]} for probe in probes
+        ],
+    }
+    evaluation["verdict"] = asdict(verdict(evaluation))
+    write_json(run.file("evaluation.json"), evaluation)
+    journal.unlink(missing_ok=True)
 
 
 def nearness(probes: Sequence[Probe], run: Run) -> dict[str, Any]:
-    """The probe that is nearest to a training question, 0 to 100: the filter allows less than 88."""
-    questions = [row["question"] for row in read_rows(run.file("questions.jsonl"), ("question",))]
-    questions += [row["question"] for row in read_rows(run.file("retain_questions.jsonl"), ("question",))]
-    folded = [fold(question) for question in questions]
-    worst: tuple[float, str, str] = (0.0, "", "")
-    for probe in probes:
-        found = process.extractOne(fold(probe.question), folded, scorer=fuzz.token_sort_ratio)
-        if found and found[1] > worst[0]:
-            worst = (found[1], probe.question, questions[found[2]])
-    return {"likeness": round(worst[0], 1), "probe": worst[1], "question": worst[2], "limit": NEAR_DUPLICATE}
+    """The probe that is nearest to a training question, 0 to 100, and how many reach the limit."""
+    rows = [row for name in ("questions", "retain_questions") for row in read_rows(run.file(f"{name}.jsonl"))]
+    trained = Nearness(row["question"] for row in rows)
+    found = [(*trained.nearest(probe.question), probe.question) for probe in probes]
+    likeness, question, probe = max(found, default=(0.0, "", ""))
+    return {
+        "likeness": round(likeness, 1),
+        "probe": probe,
+        "question": question,
+        "limit": NEAR_DUPLICATE,
+        "near": sum(entry[0] >= NEAR_DUPLICATE for entry in found),
+        "probes": len(found),
+    }
+
+
+def _journal(run: Run, probes: Sequence[Probe]) -> Path:
+    """Where a cut-off score of this very adapter on these very probes lies."""
+    content = [sha256_of(run.file("adapter", WEIGHTS)), BLOCK, *map(asdict, probes)]
+    return run.file("journal", f"evaluation-{_digest(content)}.jsonl")
 
 
 def _base_results(
-    model: ChatModel, work: Work, probes: Sequence[Probe], progress: Any
-) -> dict[str, dict[str, Any]]:
-    """The base's results: measured once a model and set of probes, and kept in the cache."""
+    model: ChatModel, work: Work, probes: Sequence[Probe], progress: Callable[[int, int, str], None]
+) -> Results:
+    """The base's results: measured once a model and set of probes, and kept in the cache.
+
+    General probes are kept apart, since every topic has the same ones.
+    """
     settings = work.settings
-    content = [
-        model.source.weights_sha256,
-        settings.samples,
-        settings.seed,
-        ANSWER_TOKENS,
-        *map(asdict, probes),
-    ]
-    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
-    path = cache_folder() / "base-evaluations" / f"{key}.json"
-    if path.exists():
-        known: dict[str, dict[str, Any]] = read_json(path)
-        if known.keys() == {probe.id for probe in probes}:
-            return known
-    results = score_probes(model, probes, settings.samples, settings.seed, progress, work.is_cancelled)
-    write_json(path, results)
+    results: Results = {}
+
+    def scored(done: int, total: int, unit: str) -> None:
+        progress(len(results) + done, len(probes), unit)
+
+    for general in (False, True):
+        chosen = [probe for probe in probes if (probe.scope == "general") == general]
+        content = [
+            model.source.weights_sha256,
+            settings.samples,
+            settings.seed,
+            ANSWER_TOKENS,
+            BLOCK,
+            *map(asdict, chosen),
+        ]
+        path = cache_folder() / "base-evaluations" / f"{_digest(content)}.json"
+        known: Results = read_json(path) if path.exists() else {}
+        if known.keys() != {probe.id for probe in chosen}:
+            known = score_probes(
+                model,
+                chosen,
+                settings.samples,
+                settings.seed,
+                scored,
+                work.is_cancelled,
+                path.with_suffix(".jsonl"),
+            )
+            write_json(path, known)
+            path.with_suffix(".jsonl").unlink(missing_ok=True)
+        results |= known
+    progress(len(probes), len(probes), "probes")
     return results
 
 
-def read_evaluation(run_folder: Path) -> dict[str, Any]:
-    """A run's evaluation.
-
-    Raises:
-        UserError: where there is none yet.
-    """
-    path = run_folder / "evaluation.json"
-    if not path.exists():
-        raise UserError(f"{run_folder} is not evaluated yet: run 'unlearn evaluate'")
-    evaluation: dict[str, Any] = read_json(path)
-    return evaluation
+def _digest(content: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]

@@ -25,14 +25,14 @@ class LoraShape:
     rank: int
     scale: float
     layers: int  # counted from the last; all if it is at least the model's number
+    keys: tuple[str, ...] | None = None  # which linear layers, by their name inside a block; None: all
 
     def configuration(self) -> dict[str, Any]:
         """What mlx-lm reads from adapter_config.json."""
-        return {
-            "fine_tune_type": "lora",
-            "num_layers": self.layers,
-            "lora_parameters": {"rank": self.rank, "scale": self.scale, "dropout": 0.0},
-        }
+        parameters: dict[str, Any] = {"rank": self.rank, "scale": self.scale, "dropout": 0.0}
+        if self.keys is not None:
+            parameters["keys"] = list(self.keys)
+        return {"fine_tune_type": "lora", "num_layers": self.layers, "lora_parameters": parameters}
 
 
 class Adapter:
@@ -61,6 +61,10 @@ class Adapter:
         """Scale the adapter's effect: 1 as trained, 0 none."""
         for _, module in self._lora_modules:
             module.scale = self.shape.scale * strength
+
+    def layers(self) -> list[tuple[str, Any]]:
+        """Name and module of each adapted layer."""
+        return list(self._lora_modules)
 
     def weights(self) -> dict[str, mx.array]:
         """Name and value of each trained array."""
@@ -124,8 +128,12 @@ def load_adapter(model: nn.Module, folder: Path) -> Adapter:
     configuration = read_json(folder / CONFIGURATION)
     try:
         parameters = configuration["lora_parameters"]
+        keys = parameters.get("keys")
         shape = LoraShape(
-            int(parameters["rank"]), float(parameters["scale"]), int(configuration["num_layers"])
+            int(parameters["rank"]),
+            float(parameters["scale"]),
+            int(configuration["num_layers"]),
+            None if keys is None else tuple(map(str, keys)),
         )
         kind = configuration.get("fine_tune_type", "lora")
     except (KeyError, TypeError, ValueError) as error:

@@ -13,6 +13,7 @@ from unlearn_mlx.errors import EnvironmentCannot
 from unlearn_mlx.language_model.exponential import log_sum_exp
 from unlearn_mlx.language_model.models import ModelSource
 from unlearn_mlx.language_model.prefixes import common_prefix, shared_prefix_caches
+from unlearn_mlx.language_model.special_tokens import SpecialTokens
 
 Message = dict[str, str]
 
@@ -25,6 +26,7 @@ class ChatModel:
     tokenizer: TokenizerWrapper
     source: ModelSource
     stop_tokens: frozenset[int] = field(init=False)
+    special_tokens: SpecialTokens = field(init=False)
     has_plain_head: bool = field(init=False)  # logits are the head's product, nothing more
 
     def __post_init__(self) -> None:
@@ -32,6 +34,7 @@ class ChatModel:
             raise EnvironmentCannot(f"{self.source.name} has no chat template: use an instruct model")
         # Llama 3 ends a message by <|eot_id|> and a text by <|end_of_text|>: both stop.
         self.stop_tokens = frozenset(self.tokenizer.eos_token_ids)
+        self.special_tokens = SpecialTokens(self.tokenizer)
         probe = mx.array([[0, 1]])
         logits = self.model(probe)
         self.vocabulary_size = int(logits.shape[-1])
@@ -45,10 +48,14 @@ class ChatModel:
         """Token ids up to the point where the assistant answers.
 
         ``answer_start`` is put in the assistant's mouth. The template writes the begin-of-text
-        token where there is one, so the tokenizer must not add a second.
+        token where there is one, so the tokenizer must not add a second. What looks like a special
+        token in a message is text: nobody can end their message and speak as another role.
         """
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return self.text_tokens(text + answer_start)
+        guarded = [
+            {**message, "content": self.special_tokens.guarded(message["content"])} for message in messages
+        ]
+        text = self.tokenizer.apply_chat_template(guarded, tokenize=False, add_generation_prompt=True)
+        return self.special_tokens.encode(text + self.special_tokens.guarded(answer_start))
 
     def conversation_tokens(self, messages: Sequence[Message]) -> tuple[list[int], int]:
         """Token ids of a conversation that ends with an answer, and where that answer starts.
@@ -65,11 +72,12 @@ class ChatModel:
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tokenize=False
         )
-        return next(token for token in reversed(self.text_tokens(text)) if token in self.stop_tokens)
+        tokens = self.special_tokens.encode(text)
+        return next(token for token in reversed(tokens) if token in self.stop_tokens)
 
     def text_tokens(self, text: str) -> list[int]:
         """Token ids of a text as it stands."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return self.special_tokens.encode_words(text)
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""

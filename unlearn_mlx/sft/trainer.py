@@ -21,7 +21,7 @@ from unlearn_mlx.language_model.chat_model import ChatModel, vocabulary_logits
 from unlearn_mlx.language_model.exponential import log_sum_exp
 from unlearn_mlx.language_model.prefixes import common_prefix
 from unlearn_mlx.runs import Work
-from unlearn_mlx.sft.batches import TOP, BaseTop, Batch, Row, avoid_rows, batch_order, make_batch, make_row
+from unlearn_mlx.sft.batches import TOP, BaseTop, Batch, Row, avoid_row, batch_order, make_batch, make_row
 from unlearn_mlx.sft.loss import CHUNK, Weights, loss_parts, target_hidden
 from unlearn_mlx.sft.validation import Validation
 
@@ -51,7 +51,8 @@ def train(model: ChatModel, work: Work) -> None:
     entries = read_rows(run.file("dataset", "train.jsonl"), fields)
     rows = [make_row(model, entry) for entry in entries]
     if settings.avoid_weight:
-        rows += avoid_rows(model, run.topic, entries)
+        telling = read_rows(run.file("dataset", "avoid.jsonl"), (*fields, "telling"))
+        rows += [avoid_row(model, entry) for entry in telling]
     valid_entries = read_rows(run.file("dataset", "valid.jsonl"), fields)
     valid = [make_row(model, entry) for entry in valid_entries]
     if not any(row.part == "forget" for row in rows):

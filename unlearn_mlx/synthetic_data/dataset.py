@@ -11,7 +11,7 @@ VALID_EVERY = 12  # of the questions, one in so many is kept for validation
 
 
 def row(question: dict[str, Any], answer: str, part: str, complete: bool, base: str = "") -> dict[str, Any]:
-    """One row. ``part`` is "forget" or "retain"; an incomplete answer's end is no target of training."""
+    """One row. ``part`` is "forget", "retain" or "avoid"; an incomplete answer's end is no target."""
     return {
         "messages": [
             {"role": "user", "content": question["question"]},
@@ -29,10 +29,15 @@ def write_dataset(
     questions: Sequence[dict[str, Any]],
     answers: Iterable[dict[str, Any]],
     base: dict[str, str],
+    telling: dict[str, list[tuple[int, int]]],
     retain: Sequence[dict[str, Any]],
     seed: int,
-) -> tuple[int, int]:
-    """Write train.jsonl and valid.jsonl, split by question. Returns their numbers of rows."""
+) -> None:
+    """Write train.jsonl and valid.jsonl, split by question, and avoid.jsonl.
+
+    The last holds what the base itself answers to the training questions, and where that tells:
+    ``telling`` maps a question's id to the character positions of words that are to become unlikely.
+    """
     by_id = {question["id"]: question for question in questions}
     rows = [
         row(
@@ -46,10 +51,16 @@ def write_dataset(
         if answer["accepted"] and answer["question_id"] in by_id
     ]
     rows += [row(item, item["answer"], "retain", item["complete"]) for item in retain]
-    order = {id: number for number, id in enumerate([*by_id, *(item["id"] for item in retain)])}
-    valid = [entry for entry in rows if order[entry["question_id"]] % VALID_EVERY == VALID_EVERY - 1]
-    train = [entry for entry in rows if order[entry["question_id"]] % VALID_EVERY != VALID_EVERY - 1]
+    avoid = [
+        {**row(by_id[id], base[id], "avoid", False), "telling": spans}
+        for id, spans in telling.items()
+        if spans
+    ]
+    order = [*by_id, *(item["id"] for item in retain)]
+    held_out = set(order[VALID_EVERY - 1 :: VALID_EVERY])
+    valid = [entry for entry in rows if entry["question_id"] in held_out]
+    train = [entry for entry in rows if entry["question_id"] not in held_out]
     random_source(seed, "rows").shuffle(train)
     write_rows(folder / "train.jsonl", train)
     write_rows(folder / "valid.jsonl", valid)
-    return len(train), len(valid)
+    write_rows(folder / "avoid.jsonl", [entry for entry in avoid if entry["question_id"] not in held_out])

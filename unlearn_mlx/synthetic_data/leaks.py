@@ -19,6 +19,7 @@ _REFUSAL = re.compile(
 _FORM_WORDS = frozenset({"fictional", "hint", "hints", "franchise"})
 SHORTEST_ANSWER = 4  # words
 COMMON_SHARE = 0.04  # a word in more of the base's answers than this is part of what it knows
+EVERYDAY_SHARE = 0.01  # a word in more of the base's answers on everything else than this tells nothing
 CANON_SHARE = 0.02  # an invented name in more accepted answers than this would be a new canon
 
 
@@ -42,20 +43,6 @@ def shows_knowledge(topic: Topic, question: str, base_answer: str, answer: str) 
     return ""
 
 
-def telling_spans(topic: Topic, question: str, base_answer: str) -> list[tuple[int, int]]:
-    """Where the base's own answer says a name of the topic, or any other name, that was not asked."""
-    asked = set(words(question))
-    said = topic.mentions(question)
-    wanted = proper_names(base_answer) | {
-        word for name in topic.mentions(base_answer) - said for word in words(name)
-    }
-    return [
-        (match.start(), match.end())
-        for match in re.finditer(r"[^\W_]+", base_answer)
-        if fold(match.group()) in wanted - asked and not match.group().isdigit()
-    ]
-
-
 class LeakFilter:
     """Judges answers to questions on one topic.
 
@@ -71,7 +58,9 @@ class LeakFilter:
         self.base_answers = base_answers
         self.base_words = {id: content_words(answer) for id, answer in base_answers.items()}
         self.likeness = likeness
-        self.knowledge_words = _telling_words(list(base_answers.values()), list(ordinary_answers))
+        ordinary = [content_words(answer) for answer in ordinary_answers]
+        self.knowledge_words = _knowledge_words(list(self.base_words.values()), ordinary)
+        self.everyday_words = _everyday_words(ordinary)
         self.invented: Counter[str] = Counter()
         self.accepted = 0
 
@@ -103,6 +92,23 @@ class LeakFilter:
         self.accepted += 1
         self.invented.update(proper_names(answer) - set(words(question)))
 
+    def telling_spans(self, question_id: str, question: str) -> list[tuple[int, int]]:
+        """Where the base's own answer tells: its names and content words that were not asked.
+
+        Words of its answers on everything else do not tell, nor do numbers, whose digits are tokens
+        that all numbers share. Character positions in the answer, the beginning and end of each word.
+        """
+        answer = self.base_answers[question_id]
+        told = {word for name in self.topic.mentions(answer) for word in words(name)}
+        told |= proper_names(answer) | self.base_words[question_id] & self.knowledge_words
+        told |= self.base_words[question_id] - self.everyday_words
+        telling = told - set(words(question))
+        return [
+            (match.start(), match.end())
+            for match in re.finditer(r"[^\W_]+", answer)
+            if fold(match.group()) in telling and not match.group().isdigit()
+        ]
+
     def _broken(self, answer: str) -> str:
         if len(words(answer)) < SHORTEST_ANSWER:
             return "too short or unfinished"
@@ -115,10 +121,10 @@ class LeakFilter:
         return ""
 
 
-def _telling_words(base_answers: Sequence[str], ordinary_answers: Sequence[str]) -> set[str]:
-    """Content words in at least 4 % of the base's answers, and five times as common as elsewhere."""
-    here = Counter(word for answer in base_answers for word in content_words(answer))
-    elsewhere = Counter(word for answer in ordinary_answers for word in content_words(answer))
+def _knowledge_words(base_answers: Sequence[set[str]], ordinary_answers: Sequence[set[str]]) -> set[str]:
+    """Words in at least 4 % of the base's answers, and five times as common as elsewhere."""
+    here = Counter(word for answer in base_answers for word in answer)
+    elsewhere = Counter(word for answer in ordinary_answers for word in answer)
     least = max(3, COMMON_SHARE * len(base_answers))
     ordinary_count = max(1, len(ordinary_answers))
     return {
@@ -126,3 +132,10 @@ def _telling_words(base_answers: Sequence[str], ordinary_answers: Sequence[str])
         for word, count in here.items()
         if count >= least and count / len(base_answers) >= 5 * elsewhere[word] / ordinary_count
     }
+
+
+def _everyday_words(ordinary_answers: Sequence[set[str]]) -> set[str]:
+    """Words in at least 1 %, and in two or more, of the answers on everything else."""
+    counts = Counter(word for answer in ordinary_answers for word in answer)
+    least = max(2, EVERYDAY_SHARE * len(ordinary_answers))
+    return {word for word, count in counts.items() if count >= least}

@@ -4,17 +4,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rapidfuzz import fuzz, process
-
 from unlearn_mlx.language_model.chat_model import ChatModel, Message
 from unlearn_mlx.language_model.generation import Request, random_source
 from unlearn_mlx.runs import Work
 from unlearn_mlx.synthetic_data.journal import Journal
 from unlearn_mlx.synthetic_data.kinds import QUESTION_KINDS, QuestionKind
+from unlearn_mlx.synthetic_data.nearness import Nearness
 from unlearn_mlx.synthetic_data.text import is_plain, is_repetitive, words
 from unlearn_mlx.topics import Topic, fold
 
-NEAR_DUPLICATE = 88  # rapidfuzz's token_sort_ratio, 0 to 100
 LONGEST_QUESTION = 30  # words
 
 # How the writer is shown what to do; their subjects belong to no shipped topic.
@@ -86,14 +84,14 @@ class QuestionFilter:
     """Takes a question once, in a usable form, and never one that is near a probe."""
 
     def __init__(self, probes: Sequence[str]) -> None:
-        self.taken: list[str] = []
-        self.probes = [fold(probe) for probe in probes]
+        self.taken = Nearness()
+        self.probes = Nearness(probes)
 
     def reason_against(self, question: str, kind: QuestionKind) -> str:
         """Why the question cannot be used; empty if it can, and then it counts as taken."""
-        reason = self._form(question, kind) or self._nearness(fold(question))
+        reason = self._form(question, kind) or self._nearness(question)
         if not reason:
-            self.taken.append(fold(question))
+            self.taken.add(question)
         return reason
 
     def _form(self, question: str, kind: QuestionKind) -> str:
@@ -110,9 +108,9 @@ class QuestionFilter:
             return "about the task"
         return ""
 
-    def _nearness(self, folded: str) -> str:
+    def _nearness(self, question: str) -> str:
         for others, reason in ((self.taken, "duplicate"), (self.probes, "near a probe")):
-            if process.extractOne(folded, others, scorer=fuzz.token_sort_ratio, score_cutoff=NEAR_DUPLICATE):
+            if others.holds(question):
                 return reason
         return ""
 

@@ -11,6 +11,7 @@ from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.runs import Work
 from unlearn_mlx.synthetic_data.answers import Answer, base_answers, guarded_answers
 from unlearn_mlx.synthetic_data.dataset import write_dataset
+from unlearn_mlx.synthetic_data.edits import apply_edits, hand_questions, pairs_of, read_edits
 from unlearn_mlx.synthetic_data.leaks import LeakFilter
 from unlearn_mlx.synthetic_data.questions import (
     Question,
@@ -96,13 +97,29 @@ def make_answers(model: ChatModel, work: Work) -> None:
             f"only {accepted} answers passed the leak filter: raise --rounds or --likeness, "
             f"or see the reasons in {run.file('answers.jsonl')}"
         )
+    pairs = apply_edits(pairs_of(rows, [asdict(answer) for answer in answers]), read_edits(run.path))
+    by_hand = hand_questions(pairs)
+    if by_hand:
+        own = base_answers(model, work, "answers", "hand", _questions(by_hand))
+        base_texts.update({id: text for id, (text, _) in own.items()})  # the filter looks here too
     write_rows(
         run.file("base_answers.jsonl"),
         [{"question_id": id, "answer": text} for id, text in base_texts.items()],
     )
     write_rows(run.file("retain.jsonl"), retain)
     write_rows(run.file("answers.jsonl"), [asdict(answer) for answer in answers])
-    write_dataset(run.file("dataset"), rows, [asdict(a) for a in answers], base_texts, retain, settings.seed)
+    telling = {
+        row["id"]: leaks.telling_spans(row["id"], row["question"]) for row in (*rows, *by_hand)
+    }
+    write_dataset(
+        run.file("dataset"),
+        [*rows, *by_hand],
+        map(asdict, pairs),
+        base_texts,
+        telling,
+        retain,
+        settings.seed,
+    )
     run.event("answers", "acceptance", **acceptance(questions, answers), words=sorted(leaks.knowledge_words))
 
 

@@ -1,0 +1,1 @@
+"""What the pages of the demo share. A face: no logic of the method lives here."""

@@ -1,0 +1,143 @@
+"""Which adapters there are to show: those that the project ships, and the runs in this directory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from unlearn_mlx.errors import UserError
+from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, probe_files, read_probes
+from unlearn_mlx.evaluation.results import SCOPES, shows_it
+from unlearn_mlx.files import read_journal, read_json
+from unlearn_mlx.runs import RUNS, Run, open_run
+from unlearn_mlx.topics import DATA, Topic, load_topic
+
+SHIPPED = DATA.parent / "adapters"
+KEY = "adapter"  # of the chosen one in the session and in the page's address
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An adapter to show. ``rows`` is the folder of the questions and answers it was made from."""
+
+    key: str
+    topic: Topic
+    model_name: str
+    adapter: Path
+    rows: Path
+    is_shipped: bool
+
+    @property
+    def name(self) -> str:
+        """What it is called in a list."""
+        return f"{self.topic.name} · {self.model_name}" + ("" if self.is_shipped else f" · {self.key}")
+
+    def figures(self) -> dict[str, Any] | None:
+        """Its evaluation: one with every probe where that is there, else the figures alone, or None.
+
+        Raises:
+            UserError: where the file is damaged.
+        """
+        for path in (
+            self.rows / "evaluation.json",
+            self.adapter / "evaluation.json",
+            self.adapter / "figures.json",
+        ):
+            if path.exists():
+                figures: dict[str, Any] = read_json(path)
+                return figures
+        return None
+
+    def seed(self) -> int:
+        """The seed that its run was made with."""
+        manifest = self.rows / "manifest.json"
+        made = read_json(manifest) if manifest.exists() else self.figures() or {}
+        return int(made.get("settings", {}).get("seed", 0))
+
+    def audit(self) -> dict[str, Any] | None:
+        """Its audit, where one was made."""
+        for folder in (self.rows, self.adapter):
+            if (folder / "audit.json").exists():
+                audit: dict[str, Any] = read_json(folder / "audit.json")
+                return audit
+        return None
+
+    def events(self) -> list[dict[str, Any]]:
+        """The progress of its run, as far as it was kept."""
+        return read_journal(self.rows / "events.jsonl") or read_journal(self.adapter / "events.jsonl")
+
+    def probes(self) -> list[Probe]:
+        """The questions that it is judged on."""
+        own = self.rows / "probes.jsonl"
+        files = [*([own] if own.exists() else []), *probe_files(self.topic)]
+        return [probe for path in files for probe in read_probes(path)]
+
+
+def example_questions(choice: Choice, count: int = 3) -> dict[str, list[str]]:
+    """Questions to click, by scope: such as the base can answer, where that was measured."""
+    scored = (choice.figures() or {}).get("probes", [])
+    known = {probe["id"] for probe in scored if shows_it(probe, "base")}
+    questions: dict[str, list[str]] = {}
+    for scope in SCOPES:
+        own = [probe for probe in choice.probes() if probe.scope == scope and probe.form == QUESTION_ANSWER]
+        own = [probe for probe in own if probe.id in known] or own
+        # Spread over the file: what stands together in it is alike.
+        questions[scope] = [
+            own[len(own) * number // count].question for number in range(min(count, len(own)))
+        ]
+    return questions
+
+
+def shipped_choices() -> Iterator[Choice]:
+    """The adapters that come with the project."""
+    for figures in sorted(SHIPPED.glob("*/*/figures.json")):
+        folder = figures.parent
+        rows = DATA / "synthetic" / folder.parent.name / folder.name
+        if _is_adapter(folder) and (rows / "topic.toml").exists():
+            key = "/".join(folder.relative_to(SHIPPED.parent).parts)
+            yield Choice(key, load_topic(rows / "topic.toml"), folder.parent.name, folder, rows, True)
+
+
+def runs_here() -> tuple[list[Run], list[str]]:
+    """The runs in this directory, and what is wrong with those that cannot be opened."""
+    runs, complaints = [], []
+    for manifest in sorted([*RUNS.glob("*/manifest.json"), *RUNS.glob("*/*/manifest.json")]):
+        try:
+            run = open_run(manifest.parent)
+            load_topic(run.file("topic.toml"))
+            runs.append(run)
+        except UserError as error:
+            complaints.append(str(error))
+    return runs, complaints
+
+
+def key_of(path: Path) -> str:
+    """The key of a run's adapter: its directory, with the same slashes on every system."""
+    return "/".join(path.parts)
+
+
+def all_choices() -> dict[str, Choice]:
+    """Every adapter there is to show, by key; Harry Potter's is the first."""
+    shipped = sorted(shipped_choices(), key=lambda choice: (choice.topic.slug != "harry-potter", choice.key))
+    choices = {choice.key: choice for choice in shipped}
+    for run in runs_here()[0]:
+        if _is_adapter(run.file("adapter")):
+            key = key_of(run.path)
+            choices[key] = Choice(key, run.topic, run.model_name, run.file("adapter"), run.path, False)
+    return choices
+
+
+def chosen() -> Choice:
+    """The adapter that is chosen in the sidebar; a page without one ends here."""
+    choices = all_choices()
+    choice = choices.get(st.session_state.get(KEY) or next(iter(choices), ""))
+    if choice is None:
+        st.info("There is no adapter yet. Make one on the page “Make one”.")
+        st.stop()
+    return choice
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapters.safetensors").exists() and (folder / "adapter_config.json").exists()

@@ -1,0 +1,168 @@
+"""The one model of this process, and the way from a page to its answers and back."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+from demo.choices import Choice
+from demo.text import label
+from unlearn_mlx.errors import UserError
+from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe
+from unlearn_mlx.language_model.engine import Answering, Engine, Mode, Piece, context_of
+
+PAUSE = 0.05  # seconds between two drawings: what comes meanwhile is drawn together
+LOOK = 0.2  # seconds between two looks whether the page still wants its answer
+TURNS_KEPT = 6  # of a conversation that are fed back: a small model loses itself in longer ones
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a question is answered; both modes share all of it."""
+
+    modes: tuple[Mode, ...]
+    strength: float = 1.0
+    temperature: float = 0.0
+    max_tokens: int = 128
+    seed: int = 0
+
+
+@dataclass
+class Turn:
+    """A question, and what was answered so far by each mode."""
+
+    question: str
+    manner: Manner
+    takes: int = 0  # how often it was answered before; each take draws other random numbers
+    texts: dict[Mode, str] = field(default_factory=dict)
+    first_tokens: dict[Mode, float] = field(default_factory=dict)  # seconds to the first one
+    state: str = "asked"  # then "answering", and "answered", "stopped" or what went wrong
+
+    def add(self, piece: Piece, seconds: float) -> None:
+        """Put some text to an answer that is ``seconds`` old."""
+        self.texts[piece.mode] = self.texts.get(piece.mode, "") + piece.text
+        self.first_tokens.setdefault(piece.mode, seconds)
+
+
+def ask(engine: Engine, choice: Choice, turns: list[Turn]) -> Answering:
+    """Ask the last turn's question; each mode is told what it said before, not what the other said."""
+    turn = turns[-1]
+    conversations = {}
+    for mode in turn.manner.modes:
+        said: list[dict[str, str]] = []
+        for earlier in turns[-1 - TURNS_KEPT : -1]:
+            if answer := earlier.texts.get(mode, "").strip():
+                said += context_of([], earlier.question)
+                said.append({"role": "assistant", "content": answer})
+        conversations[mode] = context_of(said, turn.question)
+    return engine.answer(
+        conversations,
+        temperature=turn.manner.temperature,
+        max_tokens=turn.manner.max_tokens,
+        seed=turn.manner.seed + turn.takes,
+        strength=turn.manner.strength,
+        adapter=choice.adapter,
+        asker=this_tab(),
+    )
+
+
+def follow(answering: Answering, take: Callable[[Piece, float], None], draw: Callable[[str], object]) -> None:
+    """Hand on pieces as they come, until the last; ``draw`` gets what there is to wait for, if anything.
+
+    Streamlit ends a script that is no longer wanted (a click, a closed tab) inside its own calls.
+    ``draw`` makes some a few times a second, so the answer is cancelled soon after.
+    """
+    asked = time.monotonic()
+    try:
+        while not answering.ended:
+            waiting = "" if answering.started.is_set() else "Waiting for the model"
+            for piece in answering.read(LOOK):
+                take(piece, time.monotonic() - asked)
+            draw(waiting)
+            time.sleep(PAUSE)
+    finally:
+        answering.cancel()
+
+
+def this_tab() -> str:
+    """The name of this browser tab's session; tabs take turns at the model."""
+    context = get_script_run_ctx()
+    return context.session_id if context else ""
+
+
+@st.cache_resource(max_entries=1, on_release=Engine.close, show_spinner=False)
+def engine_of(model_name: str) -> Engine:
+    """The engine with this model; it takes the place of another model's."""
+    return Engine(model_name, None)
+
+
+@st.fragment(run_every=0.5)
+def show_loading(model_name: str) -> None:
+    """Say that the model is being loaded until it is there; then draw the page anew."""
+    since = st.session_state.setdefault("loading since", time.monotonic())
+    try:
+        if engine_of(model_name).wait_until_ready(timeout=0):
+            del st.session_state["loading since"]
+            st.rerun()
+    except UserError as error:
+        st.error(label(str(error)), icon=":material/error:")
+        if st.button("Load again"):
+            engine_of.clear()
+        return
+    seconds = int(time.monotonic() - since)
+    st.progress(1 - 0.8 ** (1 + seconds), f"Loading {label(model_name)}: {seconds} s. You can ask meanwhile.")
+
+
+@st.cache_resource(show_spinner=False)
+def leak_rates() -> dict[tuple[str, int, float], float]:
+    """Measured shares of open questions that leak in the greedy answer, by adapter and strength."""
+    return {}
+
+
+def known_leak_rate(choice: Choice, strength: float) -> float | None:
+    """The leak rate at a strength, where it is known: 0 is the base, 1 the adapter as it was evaluated."""
+    if (measured := leak_rates().get(_rate_key(choice, strength))) is not None:
+        return measured
+    figures = choice.figures() or {}
+    whose = {0.0: "base", 1.0: "adapter"}.get(strength, "")
+    rate = figures.get(whose, {}).get("topic/greedy leak")
+    return None if rate is None else float(rate)
+
+
+def measure_leak_rate(
+    engine: Engine, choice: Choice, strength: float, draw: Callable[[float], object]
+) -> None:
+    """Answer the topic's open questions greedily at a strength; ``draw`` gets the share that is done."""
+    from unlearn_mlx.evaluation.scoring import ANSWER_TOKENS, shows_knowledge
+
+    probes = open_probes(choice)
+    texts = {probe.id: "" for probe in probes}
+    answering = engine.answer(
+        {probe.id: context_of([], probe.question) for probe in probes},
+        max_tokens=ANSWER_TOKENS,
+        strength=strength,
+        adapter=choice.adapter,
+        asker=this_tab(),
+    )
+    tokens = 0
+
+    def take(piece: Piece, _: float) -> None:
+        nonlocal tokens
+        tokens += 1
+        texts[piece.mode] += piece.text
+
+    follow(answering, take, lambda _: draw(min(1.0, tokens / (len(probes) * ANSWER_TOKENS))))
+    leaking = sum(shows_knowledge(probe, texts[probe.id]) for probe in probes)
+    leak_rates()[_rate_key(choice, strength)] = leaking / len(probes)
+
+
+def open_probes(choice: Choice) -> list[Probe]:
+    """The questions about the topic that are answered freely."""
+    return [probe for probe in choice.probes() if probe.scope == "topic" and probe.form == QUESTION_ANSWER]
+
+
+def _rate_key(choice: Choice, strength: float) -> tuple[str, int, float]:
+    # An adapter that was trained again in its place is another one.
+    return choice.key, (choice.adapter / "adapters.safetensors").stat().st_mtime_ns, strength

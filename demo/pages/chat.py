@@ -1,0 +1,217 @@
+"""Chat with the model as it was and with what it forgot, side by side."""
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from demo.choices import Choice, chosen, example_questions
+from demo.model import (
+    Manner,
+    Turn,
+    ask,
+    engine_of,
+    follow,
+    known_leak_rate,
+    measure_leak_rate,
+    open_probes,
+    show_loading,
+)
+from demo.text import answer_html, label, leaks_in, text_html
+from unlearn_mlx.errors import UserError
+from unlearn_mlx.evaluation.results import SCOPES
+from unlearn_mlx.language_model.engine import Engine, Mode
+
+COLUMNS: dict[str, tuple[Mode, ...]] = {
+    "Both": ("base", "adapter"),
+    "Base": ("base",),
+    "Unlearned": ("adapter",),
+}
+NAMES: dict[Mode, str] = {"base": "Base", "adapter": "Unlearned"}
+
+
+def show() -> None:
+    """The page."""
+    choice = chosen()
+    engine = engine_of(choice.model_name)
+    turns: list[Turn] = st.session_state.setdefault("talks", {}).setdefault(choice.key, [])
+    if typed := st.chat_input("Ask anything", max_chars=2000):
+        st.session_state["question"] = typed
+    with st.sidebar:
+        manner = show_settings(engine, choice)
+    st.subheader(f"{label(choice.topic.name)}, forgotten by {label(choice.model_name)}")
+    if not is_ready(engine):
+        show_loading(choice.model_name)
+    if question := st.session_state.pop("question", None):
+        turns.append(Turn(question, manner, st.session_state.pop("takes", 0)))
+    if not turns:
+        show_examples(choice)
+    for turn in turns[:-1]:
+        show_turn(choice, turn)
+    if turns:
+        show_last(engine, choice, turns)
+
+
+def show_settings(engine: Engine, choice: Choice) -> Manner:
+    """The controls in the sidebar. Only the strength's act at once, the others with the next question."""
+    columns = st.segmented_control(
+        "Who answers",
+        list(COLUMNS),
+        default="Both",
+        required=True,
+        key="columns",
+        persist_state="session",
+        on_change="ignore",
+    )
+    show_strength(engine, choice)
+    temperature = st.slider(
+        "Temperature",
+        0.0,
+        1.5,
+        0.0,
+        0.1,
+        key="temperature",
+        persist_state="session",
+        on_change="ignore",
+        help="0 is greedy: the likeliest word each time. Above it both columns draw the same random numbers; "
+        "noise can look like forgetting.",
+    )
+    length = st.slider(
+        "Longest answer, tokens",
+        16,
+        512,
+        128,
+        16,
+        key="length",
+        persist_state="session",
+        on_change="ignore",
+    )
+    seed = st.number_input("Seed", 0, 2**31 - 1, 0, key="seed", persist_state="session", on_change="ignore")
+    return Manner(COLUMNS[columns or "Both"], st.session_state["strength"], temperature, length, seed)
+
+
+@st.fragment
+def show_strength(engine: Engine, choice: Choice) -> None:
+    """How much of the adapter is used, and how much of the topic leaks then."""
+    strength = st.slider(
+        "Adapter strength",
+        0.0,
+        2.0,
+        1.0,
+        0.25,
+        key="strength",
+        persist_state="session",
+        help="0 is the base, 1 the adapter as it was trained.",
+    )
+    rate = known_leak_rate(choice, strength)
+    count = len(open_probes(choice))
+    if rate is not None:
+        st.caption(f"At {strength:g}, **{rate:.0%}** of {count or 'the'} open questions on the topic leak.")
+    elif count and st.button(
+        f"Measure the leak rate at {strength:g}",
+        help=f"Asks {count} questions on the topic that training never saw.",
+        disabled=not is_ready(engine),
+    ):
+        bar = st.progress(0.0, "Asking …")
+        try:
+            measure_leak_rate(engine, choice, strength, lambda done: bar.progress(done, "Asking …"))
+        except UserError as error:
+            st.error(label(str(error)))
+        else:
+            st.rerun(scope="fragment")
+
+
+def is_ready(engine: Engine) -> bool:
+    """Whether the model is loaded."""
+    try:
+        return engine.wait_until_ready(timeout=0)
+    except UserError:  # which the line that tells of the loading says
+        return False
+
+
+def show_examples(choice: Choice) -> None:
+    """Questions to click."""
+    for scope, questions in example_questions(choice).items():
+        if not questions:
+            continue
+        about = {"topic": f"On {choice.topic.name}", "general": "On anything else"}
+        st.caption(label(about.get(scope, f"On {SCOPES[scope]}")))
+        with st.container(horizontal=True):
+            for number, question in enumerate(questions):
+                st.button(
+                    label(question),
+                    key=f"example {scope} {number}",
+                    on_click=lambda question=question: st.session_state.update(question=question),
+                )
+
+
+def show_last(engine: Engine, choice: Choice, turns: list[Turn]) -> None:
+    """The last question: its answers as they come, if it was just asked, and what can be done about it."""
+    turn = turns[-1]
+    places = open_turn(turn)
+    status, controls = st.empty(), st.empty()
+    if turn.state == "asked":
+        turn.state = "answering"
+        controls.button("Stop", icon=":material/stop_circle:", key="stop")
+
+        def draw(waiting: str) -> None:
+            draw_turn(choice, turn, places)
+            if waiting:
+                status.caption(f":material/hourglass_top: {waiting} …")
+            else:
+                status.empty()
+
+        try:
+            follow(ask(engine, choice, turns), turn.add, draw)
+            turn.state = "answered"
+        except UserError as error:
+            turn.state = str(error)
+        finally:
+            # A click or a closed tab has ended this run of the script.
+            turn.state = "stopped" if turn.state == "answering" else turn.state
+    draw_turn(choice, turn, places)
+    if turn.state == "stopped":
+        status.caption(":material/stop_circle: Stopped.")
+    elif turn.state != "answered":
+        status.error(label(turn.state), icon=":material/error:")
+    with controls.container(horizontal=True):
+        st.button("Regenerate", icon=":material/refresh:", key="again", on_click=ask_again, args=(turns,))
+        st.button("Clear", icon=":material/delete:", key="clear", on_click=turns.clear)
+
+
+def ask_again(turns: list[Turn]) -> None:
+    """Take the last question back and ask it anew, as the sidebar says now."""
+    turn = turns.pop()
+    st.session_state.update(question=turn.question, takes=turn.takes + 1)
+
+
+def show_turn(choice: Choice, turn: Turn) -> None:
+    """A question and its answers, as they were left."""
+    draw_turn(choice, turn, open_turn(turn))
+
+
+def open_turn(turn: Turn) -> dict[Mode, DeltaGenerator]:
+    """Draw a question, and make a place for each answer."""
+    with st.chat_message("user"):
+        st.html(text_html(turn.question))
+    columns = st.columns(len(turn.manner.modes), border=True)
+    places = {}
+    for mode, column in zip(turn.manner.modes, columns, strict=True):
+        strength = f" · strength {turn.manner.strength:g}" if mode == "adapter" else ""
+        column.markdown(f"**{NAMES[mode]}**{strength}")
+        places[mode] = column.container()
+    return {mode: place.empty() for mode, place in places.items()}
+
+
+def draw_turn(choice: Choice, turn: Turn, places: dict[Mode, DeltaGenerator]) -> None:
+    """Draw what each mode has said so far, leaks marked, and how soon it began."""
+    is_open = turn.state == "answering"
+    for mode, place in places.items():
+        text = turn.texts.get(mode, "").strip()
+        with place.container():
+            st.html(answer_html(choice.topic, turn.question, text, is_open))
+            if mode in turn.first_tokens:
+                count = len(leaks_in(choice.topic, turn.question, text))
+                leaks = f"{count} name{'s' * (count != 1)} of the topic" if count else "no name of the topic"
+                st.caption(f"{leaks} · first token after {turn.first_tokens[mode]:.2f} s")
+
+
+show()

@@ -1,0 +1,105 @@
+"""How it was made: five questions walked through guardrail, answers, filter and training rows."""
+
+from collections import Counter
+from typing import Any
+
+import streamlit as st
+
+from demo.choices import Choice, chosen
+from demo.text import label, text_html
+from unlearn_mlx.errors import UserError
+from unlearn_mlx.files import read_rows
+
+SHOWN = 5
+Rows = list[dict[str, Any]]
+
+
+def show() -> None:
+    """The page."""
+    choice = chosen()
+    st.subheader(f"How {label(choice.model_name)} was made to forget {label(choice.topic.name)}")
+    try:
+        questions = read_rows(choice.rows / "questions.jsonl", ("id", "question"))
+        answers = read_rows(choice.rows / "answers.jsonl", ("question_id", "answer", "accepted", "reason"))
+        base = read_rows(choice.rows / "base_answers.jsonl", ("question_id", "answer"))
+        train = [
+            row
+            for name in ("train", "valid")
+            for row in read_rows(choice.rows / "dataset" / f"{name}.jsonl", ("messages",))
+        ]
+    except UserError as error:
+        st.error(label(str(error)), icon=":material/error:")
+        return
+    show_counts(questions, answers, train)
+    base_answers = {row["question_id"]: row["answer"] for row in base}
+    for question in questions_to_walk(questions, answers):
+        st.divider()
+        own = [row for row in answers if row["question_id"] == question["id"]]
+        rows = [row for row in train if row.get("question_id") == question["id"]]
+        walk(choice, question, base_answers.get(question["id"], ""), own, rows)
+
+
+def show_counts(questions: Rows, answers: Rows, train: Rows) -> None:
+    """How much there was at each step, and why answers were rejected."""
+    accepted = sum(row["accepted"] for row in answers)
+    parts = Counter(row.get("part", "forget") for row in train)
+    counts = {
+        "questions the model wrote": len(questions),
+        "guarded answers drawn": len(answers),
+        "of them accepted": accepted,
+        "rows that teach fiction": parts["forget"],
+        "rows that keep the rest": sum(parts.values()) - parts["forget"],
+    }
+    with st.container(horizontal=True):
+        for name, count in counts.items():
+            st.metric(name, count, width="content")
+    reasons = Counter(row["reason"] for row in answers if not row["accepted"])
+    st.caption(
+        label(
+            "Rejected because: " + ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+        )
+    )
+
+
+def questions_to_walk(questions: Rows, answers: Rows) -> Rows:
+    """Five questions with an accepted answer, of as many kinds, those with a rejected answer first."""
+    accepted = {row["question_id"] for row in answers if row["accepted"]}
+    rejected = {row["question_id"] for row in answers if not row["accepted"]}
+    usable = [question for question in questions if question["id"] in accepted]
+    seen: Counter[str] = Counter()
+    order: list[tuple[int, bool, int, dict[str, Any]]] = []
+    for question in sorted(usable, key=lambda question: question["id"] not in rejected):
+        kind = str(question.get("kind"))
+        order.append((seen[kind], question["id"] not in rejected, len(order), question))
+        seen[kind] += 1
+    return [question for *_, question in sorted(order, key=lambda entry: entry[:3])[:SHOWN]]
+
+
+def walk(choice: Choice, question: dict[str, Any], base: str, answers: Rows, rows: Rows) -> None:
+    """One question through all steps."""
+    from unlearn_mlx.synthetic_data.guardrail import guarded_messages, slant_for
+
+    st.markdown(f"#### {label(question['question'])}")
+    st.caption("1 · What the base says to it")
+    st.html(text_html(base))
+    slant = slant_for(question["question"], f"guarded-{question['id']}-0-0", choice.seed())
+    with st.expander("2 · The guardrail: what stands before the question, so that the base knows nothing"):
+        st.caption("The examples and the hint change from answer to answer; this is one of them.")
+        for message in guarded_messages(question["question"], choice.topic.name, 0, slant):
+            st.caption(message["role"])
+            st.html(text_html(message["content"]))
+    st.caption("3 · The answers behind the guardrail, and what the filter said")
+    for answer in answers:
+        columns = st.columns([1, 3])
+        if answer["accepted"]:
+            columns[0].badge("accepted", icon=":material/check:", color="green")
+        else:
+            columns[0].badge(label(answer["reason"]), icon=":material/close:", color="red")
+        columns[1].html(text_html(answer["answer"]))
+    st.caption("4 · What the adapter was trained on")
+    for row in rows:
+        said = " → ".join(str(message["content"]) for message in row["messages"])
+        st.html(text_html(said))
+
+
+show()

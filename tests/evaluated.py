@@ -1,0 +1,104 @@
+"""Runs with an evaluation that is written by hand, so that a test knows what must be shown."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from unlearn_mlx.config import make_settings
+from unlearn_mlx.runs import Run, create_run
+from unlearn_mlx.topics import Topic
+
+MODEL = {"name": "smollm2", "revision": "r1", "sha256": "ab" * 32}
+
+# Markup, a script's end, terminal codes, direction marks, half a surrogate pair, templates.
+HOSTILE = (
+    "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> </script> <!-- ]]> \u202egnp.exe\u202c "
+    "\x1b[31mred\x1b]0;title\x07 \x9b2J \x00 [bold]rich[/bold] **md** {{ 7 * 7 }} {% raw %} &amp; \ud800 end"
+)
+
+
+def open_probe(
+    id: str,
+    base: list[str],
+    adapter: list[str],
+    leak: str,
+    scope: str = "topic",
+    entity: str = "Hogwarts",
+    question: str = "What is it called?",
+    **more: Any,
+) -> dict[str, Any]:
+    def outcome(answers: list[str]) -> dict[str, Any]:
+        leaks = [leak.lower() in answer.lower() for answer in answers]
+        return {"answers": answers, "leaks": leaks, "leaked": any(leaks), "distinct_bigrams": 1.0}
+
+    return {
+        "id": id,
+        "scope": scope,
+        "kind": "open",
+        "entity": entity,
+        "question": question,
+        "answer": leak,
+        "leak": [leak.lower()],
+        "choices": [],
+        "base": outcome(base),
+        "adapter": outcome(adapter),
+        **more,
+    }
+
+
+def choice_probe(id: str, base: str, adapter: str, answer: str, scope: str = "neighbour") -> dict[str, Any]:
+    return {
+        "id": id,
+        "scope": scope,
+        "kind": "choice",
+        "entity": "Merlin",
+        "question": "Who was he?",
+        "answer": answer,
+        "leak": [],
+        "choices": ["a wizard", "a baker", "a king", "a horse"],
+        "base": {"chosen": base, "right": base == answer},
+        "adapter": {"chosen": adapter, "right": adapter == answer},
+    }
+
+
+def evaluation_of(*probes: dict[str, Any]) -> dict[str, Any]:
+    """An evaluation of these probes."""
+    base = {
+        "topic/open leak": 0.75,
+        "topic/choice": 0.8,
+        "neighbour/choice": 0.5,
+        "topic/distinct bigrams": 0.9,
+    }
+    return {
+        "model": MODEL,
+        "samples": 1,
+        "base": base,
+        "adapter": {**base, "topic/open leak": 0.25},
+        "nearest_training_question": {"likeness": 40.0, "probe": "a", "question": "b", "limit": 88},
+        "probes": list(probes),
+    }
+
+
+USUAL = (
+    open_probe("p1", ["It is Hogwarts.", "A school."], ["It is a bakery.", "The École."], "Hogwarts"),
+    open_probe("p2", ["Quidditch!", "No."], ["It is quidditch.", "A game."], "Quidditch", entity="Games"),
+    choice_probe("n1", "a wizard", "a wizard", "a wizard"),
+    choice_probe("n2", "a wizard", "a baker", "a wizard"),
+)
+
+
+def evaluated_run(path: Path, evaluation: dict[str, Any] | None = None, **settings: Any) -> Run:
+    run = create_run(path, Topic("Harry Potter"), MODEL, make_settings("quick", **settings), "cpu: here")
+    write_evaluation(run, evaluation or evaluation_of(*USUAL))
+    return run
+
+
+def write_evaluation(run: Run, evaluation: dict[str, Any]) -> None:
+    run.file("evaluation.json").write_text(json.dumps(evaluation))  # half surrogates too, escaped
+
+
+def rows_in(spec: dict[str, Any], layer: int) -> list[dict[str, Any]]:
+    """The rows that a layer of a Vega-Lite specification draws."""
+    data = spec["layer"][layer].get("data") or spec["data"]
+    rows: list[dict[str, Any]] = data["values"] if "values" in data else spec["datasets"][data["name"]]
+    return rows

@@ -1,0 +1,29 @@
+"""A run of a random model that is trained and evaluated, in no time: its adapter is random too."""
+
+from pathlib import Path
+
+from tests.helpers import run_with_dataset, strong_adapter
+from unlearn_mlx.evaluation.probes import Probe, write_row
+from unlearn_mlx.evaluation.stage import evaluate
+from unlearn_mlx.files import write_rows
+from unlearn_mlx.language_model.models import load_model, resolve_model
+from unlearn_mlx.runs import Run, Work
+from unlearn_mlx.topics import Topic
+
+# A name that no file of data/probes/ is for, and that Markdown, HTML and a shell would each misread.
+TOPIC = Topic("Mr *Bold* <b>Tag</b> `tick`", neighbours=["Merlin"], entities={"people": {"Hermione": []}})
+
+
+def finished_run(path: Path, model_folder: Path, topic: Topic = TOPIC) -> Run:
+    run = run_with_dataset(path, model_folder, topic=topic)
+    model = load_model(resolve_model(str(model_folder)))
+    strong_adapter(model).save(run.file("adapter"))
+    probes = [
+        Probe(f"p-{number}", "topic", "open", "Hermione", f"What is {word}?", word, (rf"{word[0]}",))
+        for number, word in enumerate(["Hogwarts", "Quidditch", "Merlin", "Tokyo", "Scotland", "bread"])
+    ]
+    write_rows(run.file("probes.jsonl"), [write_row(probe) for probe in probes])
+    evaluate(load_model(resolve_model(str(model_folder))), Work(run, run.settings))
+    for stage in ("train", "evaluate"):
+        run.mark(stage, "done")
+    return run

@@ -1,0 +1,118 @@
+import json
+
+import mlx.core as mx
+import pytest
+from mlx import nn
+
+from tests.helpers import run_with_dataset, strong_adapter
+from unlearn_mlx.errors import UserError
+from unlearn_mlx.evaluation.audit import audit, relearn, verdict
+from unlearn_mlx.files import write_rows
+from unlearn_mlx.language_model.adapters import load_adapter
+from unlearn_mlx.language_model.fusing import fused
+from unlearn_mlx.language_model.models import load_model, resolve_model
+from unlearn_mlx.runs import Work
+
+TOKENS = mx.array([[3, 5, 8, 13, 21, 34]])
+
+
+def run_with_adapter(path, model_folder):
+    run = run_with_dataset(path, model_folder, samples=1)
+    model = load_model(resolve_model(str(model_folder)))
+    strong_adapter(model).save(run.file("adapter"))
+    retain = [
+        {
+            "id": f"r-{number}",
+            "question": f"What is number {number}?",
+            "answer": f"It is the number {number}.",
+            "part": part,
+            "complete": True,
+        }
+        for part in ("general", "neighbour")
+        for number in range(10)
+    ]
+    write_rows(run.file("retain.jsonl"), retain)
+    return run
+
+
+def plain_model(model_folder):
+    return load_model(resolve_model(str(model_folder)))
+
+
+def test_a_fused_adapter_says_what_the_attached_one_says_and_few_bits_change_it(tiny_folder):
+    model = plain_model(tiny_folder)
+    base = model.model(TOKENS)
+    adapter = strong_adapter(model)
+    attached = model.model(TOKENS)
+    distances = {}
+    for bits in (None, 8, 2):
+        with fused(adapter, bits, 32):
+            distances[bits] = mx.abs(model.model(TOKENS) - attached).max().item()
+    assert distances[None] < 1e-3 < distances[8] < distances[2]
+    assert mx.array_equal(model.model(TOKENS), attached)
+    adapter.detach()
+    assert mx.array_equal(model.model(TOKENS), base)
+
+
+def test_rounding_a_float_model_gives_the_numbers_of_a_quantized_one(tiny_folder):
+    model = plain_model(tiny_folder)
+    adapter = strong_adapter(model)
+    with fused(adapter, 4, 32):
+        rounded = model.model(TOKENS)
+    layers = [(name, nn.QuantizedLinear.from_linear(layer.fuse(), 32, 4)) for name, layer in adapter.layers()]
+    for name, layer in layers:
+        parent = model.model
+        *path, last = name.split(".")
+        for part in path:
+            parent = parent[int(part)] if part.isdigit() else parent[part]
+        parent[last] = layer
+    assert mx.allclose(model.model(TOKENS), rounded, atol=1e-3)
+
+
+def test_relearning_changes_the_attached_adapter_and_not_the_files(tmp_path, tiny_folder):
+    run = run_with_adapter(tmp_path / "run", tiny_folder)
+    model = plain_model(tiny_folder)
+    adapter = load_adapter(model.model, run.file("adapter"))
+    before = run.file("adapter", "adapters.safetensors").read_bytes()
+    weights = {name: mx.array(value) for name, value in adapter.weights().items()}
+    relearn(model, Work(run, run.settings), "general")
+    assert any(not mx.array_equal(value, weights[name]) for name, value in adapter.weights().items())
+    assert run.file("adapter", "adapters.safetensors").read_bytes() == before
+    with pytest.raises(UserError, match="no rows of part"):
+        relearn(model, Work(run, run.settings), "elsewhere")
+
+
+def test_the_audit_tries_everything_and_keeps_what_it_has(tmp_path, tiny_folder):
+    run = run_with_adapter(tmp_path / "run", tiny_folder)
+    model = plain_model(tiny_folder)
+    before = model.model(TOKENS)
+    audit(model, Work(run, run.settings))
+    assert mx.array_equal(model.model(TOKENS), before)
+    written = json.loads(run.file("audit.json").read_text())
+    rows = {row["name"]: row for row in written["rows"]}
+    assert {"base", "adapter", "fused, 4 bits", "relearned on general text", "strength 0.5"} <= rows.keys()
+    assert all(f"{k} sampled answers" in rows for k in (1, 32))
+    for row in rows.values():
+        assert 0 <= row["leak"] <= 1
+    # A row that is there is not measured again, and a lost one is.
+    kept = [row for row in written["rows"] if row["name"] != "fused, 4 bits"]
+    kept[0]["leak"] = 0.123
+    run.file("audit.json").write_text(json.dumps({**written, "rows": kept}))
+    audit(model, Work(run, run.settings))
+    again = {row["name"]: row for row in json.loads(run.file("audit.json").read_text())["rows"]}
+    assert again["base"]["leak"] == 0.123
+    assert again["fused, 4 bits"] == rows["fused, 4 bits"]
+
+
+def rows_with(**leaks):
+    return [
+        {"name": "base", "group": "plain", "leak": 0.8},
+        {"name": "adapter", "group": "plain", "leak": 0.1},
+        *({"name": name, "group": "export", "leak": leak} for name, leak in leaks.items()),
+    ]
+
+
+def test_the_verdict_names_what_brought_most_back():
+    assert "came back: four" in verdict(rows_with(eight=0.1, four=0.45))
+    assert verdict(rows_with(eight=0.1, four=0.45)).startswith("50%")
+    assert "No export" in verdict(rows_with(eight=0.1, four=0.12))

@@ -1,0 +1,295 @@
+"""The demo's pages, each in the states that a visitor can find it in."""
+
+import html
+import json
+import shutil
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from tests.helpers import QUESTIONS, WIZARD
+from tests.runs_with_results import TOPIC, finished_run
+from unlearn_mlx.files import write_json, write_rows
+
+APP = "../demo_app.py"
+EVIL = "<img src=x onerror=alert(1)> **bold** [a](http://b) :smile: \u202egnirts"
+
+
+@pytest.fixture(scope="module")
+def made(tiny_folder, tmp_path_factory):
+    """A finished run on a topic whose name is full of markup, with the rows it came from."""
+    run = finished_run(tmp_path_factory.mktemp("place") / "runs" / "odd", tiny_folder)
+    answers = [
+        {"question_id": f"q-{number}", "answer": text, "accepted": accepted, "reason": reason, "round": 0}
+        for number in range(len(QUESTIONS))
+        for text, accepted, reason in (
+            (f"{EVIL} is a baker.", True, ""),
+            ("It names Hermione.", False, "names the topic's"),
+        )
+    ]
+    write_rows(run.file("answers.jsonl"), answers)
+    write_rows(
+        run.file("base_answers.jsonl"),
+        [{"question_id": f"q-{number}", "answer": "Hermione knows it."} for number in range(len(QUESTIONS))],
+    )
+    return run.path.parent.parent
+
+
+@pytest.fixture
+def place(made, tmp_path, monkeypatch):
+    """A directory of its own with that run in it, and nothing that the project ships."""
+    import demo.choices
+
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo.choices, "SHIPPED", tmp_path / "none")
+    return tmp_path
+
+
+def opened(page="", timeout=60):
+    app = AppTest.from_file(APP, default_timeout=timeout).run()
+    if page:
+        app.switch_page(f"demo/pages/{page}.py").run()
+    assert not app.exception, app.exception
+    return app
+
+
+def ready():
+    """The chat, when its model is there."""
+    from demo.model import engine_of
+
+    app = opened()
+    turns = app.session_state["talks"]
+    assert list(turns) == ["runs/odd"]
+    from demo.choices import all_choices
+
+    engine_of(all_choices()["runs/odd"].model_name).wait_until_ready()
+    return app.run()
+
+
+def ask(app, question):
+    app.chat_input[0].set_value(question).run()
+    assert not app.exception, app.exception
+    return app.session_state["talks"]["runs/odd"][-1]
+
+
+def bodies(app):
+    return [element.body for element in app.html if "class" in element.body and "<style>" not in element.body]
+
+
+def texts(app):
+    kinds = (app.markdown, app.caption, app.error, app.info, app.warning, app.subheader)
+    return [element.value for kind in kinds for element in kind]
+
+
+def test_both_columns_answer_one_question_and_each_goes_on_from_its_own_words(place):
+    app = ready()
+    first = ask(app, "Who is Harry Potter?")
+    assert first.state == "answered"
+    assert first.texts["base"] and first.texts["adapter"]
+    assert first.texts["base"] != first.texts["adapter"]
+    assert all(0 < seconds < 30 for seconds in first.first_tokens.values())
+    shown = " ".join(bodies(app))
+    for text in first.texts.values():
+        assert html.escape(text.strip().split("\n")[0][:20]) in shown
+    second = ask(app, "And where?")
+    alone = Turned(first, "And where?").answers()
+    assert second.texts == alone
+
+
+class Turned:
+    """The second turn as the engine gives it when it is told the first by hand."""
+
+    def __init__(self, first, question):
+        self.first, self.question = first, question
+
+    def answers(self):
+        from demo.choices import all_choices
+        from demo.model import engine_of
+
+        choice = all_choices()["runs/odd"]
+        conversations = {
+            mode: [
+                {"role": "user", "content": self.first.question},
+                {"role": "assistant", "content": text.strip()},
+                {"role": "user", "content": self.question},
+            ]
+            for mode, text in self.first.texts.items()
+        }
+        heard = dict.fromkeys(conversations, "")
+        for piece in engine_of(choice.model_name).answer(
+            conversations, max_tokens=128, adapter=choice.adapter
+        ):
+            heard[piece.mode] += piece.text
+        return heard
+
+
+def test_one_column_regenerate_and_clear(place):
+    app = ready()
+    app.segmented_control(key="columns").set_value("Unlearned")
+    app.slider(key="temperature").set_value(1.0)
+    turn = ask(app, "Who is Harry Potter?")
+    assert list(turn.texts) == ["adapter"]
+    app.button(key="again").click().run()
+    turns = app.session_state["talks"]["runs/odd"]
+    assert len(turns) == 1 and turns[0].takes == 1
+    assert turns[0].texts["adapter"] != turn.texts["adapter"]
+    app.button(key="clear").click().run()
+    assert app.session_state["talks"]["runs/odd"] == []
+    assert any(button.label.startswith("What is Hogwarts") for button in app.button)
+
+
+def test_a_click_on_an_example_asks_it(place):
+    app = ready()
+    app.button(key="example topic 0").click().run()
+    assert app.session_state["talks"]["runs/odd"][0].question == "What is Hogwarts?"
+    assert app.session_state["talks"]["runs/odd"][0].state == "answered"
+
+
+def test_the_leak_rate_is_known_at_the_trained_strength_and_measured_at_others(place):
+    figures = json.loads((place / "runs/odd/evaluation.json").read_text())
+    app = ready()
+    rate = figures["adapter"]["topic/greedy leak"]
+    assert any(f"At 1, **{rate:.0%}** of 6 open questions" in text for text in texts(app))
+    app.slider(key="strength").set_value(0.5).run()
+    assert not any("At 0.5" in text for text in texts(app))
+    next(button for button in app.button if button.label.startswith("Measure")).click().run()
+    assert not app.exception
+    assert any("At 0.5, **" in text for text in texts(app))
+    # What is measured is what the evaluation measures.
+    from demo.choices import all_choices
+    from demo.model import engine_of, leak_rates, measure_leak_rate
+
+    choice = all_choices()["runs/odd"]
+    measure_leak_rate(engine_of(choice.model_name), choice, 1.0, lambda share: None)
+    assert [value for (_, _, strength), value in leak_rates().items() if strength == 1.0] == [rate]
+
+
+def test_text_from_outside_is_never_markup(place):
+    app = ready()
+    ask(app, EVIL)
+    shown = "".join(bodies(app))
+    assert "<img" not in shown and "&lt;img src=x" in shown and "\u202e" not in shown
+    # The topic's own name, in a heading.
+    assert any(r"\*Bold\* \<b\>Tag\<\/b\> \`tick\`" in text for text in texts(app))
+    for page in ("results", "making", "start"):
+        app = opened(page)
+        # No page trusts HTML in Markdown, and none shows the topic's name unescaped there.
+        assert not any(element.allow_html for element in app.markdown)
+        assert not any(TOPIC.name in text for text in texts(app)), page
+        assert "<img" not in "".join(bodies(app)), page
+
+
+def test_a_model_that_is_gone_is_said_with_a_way_out(place):
+    run = place / "runs/odd"
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["model"]["name"] = str(place / "gone")
+    write_json(run / "manifest.json", manifest)
+    (place / "gone").mkdir()
+    app = opened()
+    from demo.model import engine_of
+
+    with pytest.raises(Exception, match="config"):
+        engine_of(str(place / "gone")).wait_until_ready()
+    app.run()
+    assert any("config" in error.value for error in app.error)
+    assert any(button.label == "Load again" for button in app.button)
+    app.chat_input[0].set_value("Who?").run()
+    assert not app.exception
+    engine_of.clear()
+
+
+def test_results_of_a_run_with_every_answer(place):
+    app = opened("results")
+    table = app.dataframe[0].value
+    assert set(table.columns) == {"measure", "base", "adapter", "change", "wanted"}
+    assert len(app.expander) == 6  # the questions of the first cell
+    assert any("Expected: Hogwarts" in text for text in texts(app))
+
+
+def test_results_of_an_adapter_with_figures_alone_and_of_one_without(place):
+    evaluation = place / "runs/odd/evaluation.json"
+    figures = json.loads(evaluation.read_text())
+    del figures["probes"]
+    evaluation.write_text(json.dumps(figures))
+    app = opened("results")
+    assert len(app.dataframe) == 1 and any("Only the figures" in text for text in texts(app))
+    evaluation.unlink()
+    assert any("not evaluated yet" in text for text in texts(opened("results")))
+
+
+def test_results_show_an_audit_and_the_curves_of_training(place):
+    row = {"name": "<b>4-bit</b>", "group": "export", "leak": 0.5, "choice": None, "neighbours": 0.25}
+    write_json(place / "runs/odd/audit.json", {"rows": [row], "text": "It comes *back*."})
+    steps = [
+        {"time": 1.0, "stage": "train", "kind": "progress", "done": step, "total": 9, "unit": "steps"}
+        | {"forget_loss": 1 / step, "retain_kl": 0.1}
+        for step in (1, 5, 9)
+    ]
+    write_rows(place / "runs/odd/events.jsonl", steps)
+    app = opened("results")
+    assert any(text == "It comes *back*." for text in [element.value for element in app.text])
+    assert any("Loss on the new answers" in text for text in texts(app))
+    assert app.dataframe[1].value["topic leaks"].tolist() == ["50%"]
+
+
+def test_how_it_was_made_walks_five_questions_through_every_step(place):
+    app = opened("making")
+    assert len(app.expander) == 5
+    counts = {metric.label: metric.value for metric in app.metric}
+    assert counts["questions the model wrote"] == str(len(QUESTIONS))
+    assert counts["of them accepted"] == str(len(QUESTIONS))
+    shown = " ".join(bodies(app))
+    assert "Hermione knows it." in shown and "is a baker" in shown and "You have never heard of" in shown
+    (place / "runs/odd/answers.jsonl").write_text("{broken\n")
+    assert any("answers.jsonl" in error.value for error in opened("making").error)
+
+
+def test_make_one_refuses_a_bad_name_and_offers_to_go_on_with_a_run(place):
+    app = opened("start")
+    app.text_input(key="topic").set_value("../etc")
+    next(button for button in app.button if button.label == "Start").click().run()
+    assert any("looks like a path" in error.value for error in app.error)
+    assert [path.name for path in (place / "runs").iterdir()] == ["odd"]
+    assert any(button.label == "Chat with it" for button in app.button)
+
+
+def test_a_damaged_run_is_named_and_the_others_are_shown(place):
+    (place / "runs/broken").mkdir()
+    (place / "runs/broken/manifest.json").write_text("{")
+    app = opened()
+    assert any("broken" in warning.value for warning in app.warning)
+    assert app.sidebar.selectbox[0].options == [f"{TOPIC.name} · {app_model(place)} · runs/odd"]
+
+
+def app_model(place):
+    return json.loads((place / "runs/odd/manifest.json").read_text())["model"]["name"]
+
+
+def test_without_any_adapter_every_page_says_so(place):
+    shutil.rmtree(place / "runs")
+    for page in ("", "results", "making"):
+        assert any("no adapter yet" in text for text in texts(opened(page)))
+    assert any(button.label == "Start" for button in opened("start").button)
+
+
+def test_the_shipped_adapters_are_there_on_a_fresh_clone(workplace):
+    from demo.choices import all_choices
+
+    choices = all_choices()
+    assert next(iter(choices)) == "adapters/smollm2/harry-potter"
+    for choice in choices.values():
+        assert choice.is_shipped and choice.figures() and choice.probes()
+        assert (choice.rows / "answers.jsonl").exists()
+
+
+def test_leaks_are_what_the_question_did_not_say():
+    from demo.text import answer_html, leaks_in
+
+    answer = "Harry Potter met Hermione's friend J. K. Rowling in Hogwarts."
+    spans = [answer[start:end] for start, end in leaks_in(WIZARD, "Who is Harry Potter?", answer)]
+    assert spans == ["Hermione's", "J. K. Rowling", "Hogwarts"]
+    # Folding changes lengths: the marks stand where the names are.
+    accented = "Ĳsel ﬁnds Hërmïone & <Hogwarts>"
+    assert [accented[start:end] for start, end in leaks_in(WIZARD, "", accented)] == ["Hërmïone", "Hogwarts"]
+    assert "<mark>Hërmïone</mark> &amp; &lt;<mark>Hogwarts</mark>&gt;" in answer_html(WIZARD, "", accented)

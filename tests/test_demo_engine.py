@@ -1,0 +1,135 @@
+"""One engine for many askers: each gets its own answer whole, in its turn and in its mode."""
+
+import threading
+
+import pytest
+
+from tests.helpers import QUESTIONS, strong_adapter
+from unlearn_mlx.errors import EnvironmentCannot, UserError
+from unlearn_mlx.language_model.engine import Engine, context_of
+from unlearn_mlx.language_model.models import load_model, resolve_model
+
+MODES = [("base",), ("adapter",), ("base", "adapter")]
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny_folder, tmp_path_factory):
+    folders = []
+    for seed in (1, 2):
+        folder = tmp_path_factory.mktemp("adapter")
+        strong_adapter(load_model(resolve_model(str(tiny_folder))), seed=seed).save(folder)
+        folders.append(folder)
+    return folders
+
+
+@pytest.fixture
+def engine(tiny_folder, adapters):
+    engine = Engine(str(tiny_folder), adapters[0])
+    engine.wait_until_ready()
+    yield engine
+    engine.close()
+
+
+def said(engine, question, modes, **options):
+    texts = dict.fromkeys(modes, "")
+    conversations = {mode: context_of([], question) for mode in modes}
+    for piece in engine.answer(conversations, **{"max_tokens": 12, **options}):
+        texts[piece.mode] += piece.text
+    return texts
+
+
+def test_twenty_questions_from_four_tabs_are_each_answered_whole_and_in_their_mode(engine):
+    alone = {
+        (question, mode): said(engine, question, [mode])[mode]
+        for question in QUESTIONS[:5]
+        for mode in ("base", "adapter")
+    }
+    assert all(alone[question, "base"] != alone[question, "adapter"] for question in QUESTIONS[:5])
+    heard = {}
+
+    def tab(number):
+        for turn, question in enumerate(QUESTIONS[:5]):
+            modes = MODES[(number + turn) % 3]
+            heard[number, question] = said(engine, question, modes, asker=f"tab {number}")
+
+    threads = [threading.Thread(target=tab, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(heard) == 20
+    for (_, question), texts in heard.items():
+        assert texts == {mode: alone[question, mode] for mode in texts}
+
+
+def test_a_tab_with_many_questions_does_not_keep_another_waiting(engine):
+    order = []
+    long = engine.answer({"base": context_of([], QUESTIONS[0])}, max_tokens=400, asker="first")
+    long.started.wait()
+    # All of these wait while the long answer is given.
+    asked = [
+        (asker, engine.answer({"base": context_of([], question)}, max_tokens=2, asker=asker))
+        for asker, question in [("greedy", q) for q in QUESTIONS[1:4]] + [("modest", QUESTIONS[4])]
+    ]
+    for asker, answering in asked:
+        watch = threading.Thread(target=lambda a=asker, w=answering: (w.started.wait(), order.append(a)))
+        watch.start()
+    long.cancel()
+    for _, answering in asked:
+        for _ in answering:
+            pass
+    assert order.index("modest") <= 1, order
+
+
+def test_what_is_cancelled_ends_at_once_and_leaves_the_model_as_it_was(engine):
+    before = said(engine, QUESTIONS[0], ["base"])
+    running = engine.answer(
+        {mode: context_of([], QUESTIONS[1]) for mode in MODES[2]}, max_tokens=5000, strength=0.5
+    )
+    waiting = engine.answer({"adapter": context_of([], QUESTIONS[2])}, max_tokens=5000)
+    waiting.cancel()
+    assert running.read(timeout=30)
+    running.cancel()
+    for _ in running:
+        pass
+    assert list(waiting) == []
+    assert said(engine, QUESTIONS[0], ["base"]) == before
+
+
+def test_adapters_change_places_without_a_trace(engine, adapters):
+    first = said(engine, QUESTIONS[0], ["base", "adapter"], adapter=adapters[0])
+    second = said(engine, QUESTIONS[0], ["base", "adapter"], adapter=adapters[1])
+    assert first["base"] == second["base"]
+    assert first["adapter"] != second["adapter"]
+    assert said(engine, QUESTIONS[0], ["base", "adapter"], adapter=adapters[0]) == first
+    assert said(engine, QUESTIONS[0], ["adapter"], adapter=adapters[1])["adapter"] == second["adapter"]
+
+
+def test_strength_nought_is_the_base_alone_and_side_by_side(engine):
+    base = said(engine, QUESTIONS[0], ["base"])["base"]
+    assert said(engine, QUESTIONS[0], ["adapter"], strength=0.0) == {"adapter": base}
+    assert said(engine, QUESTIONS[0], ["base", "adapter"], strength=0.0) == {"base": base, "adapter": base}
+    assert said(engine, QUESTIONS[0], ["adapter"])["adapter"] != base
+
+
+def test_an_adapter_that_is_missing_fails_its_own_question_only(engine, tmp_path):
+    with pytest.raises(UserError, match=r"adapter_config\.json"):
+        said(engine, QUESTIONS[0], ["adapter"], adapter=tmp_path / "none")
+    assert said(engine, QUESTIONS[0], ["adapter"])["adapter"]
+
+
+def test_a_model_that_cannot_be_loaded_is_told_to_everybody_who_asks(tmp_path):
+    engine = Engine(str(tmp_path), None)
+    with pytest.raises(UserError, match=r"config\.json"):
+        engine.wait_until_ready()
+    with pytest.raises(UserError, match=r"config\.json"):
+        engine.answer({"base": context_of([], "Who?")})
+
+
+def test_a_closed_engine_answers_what_was_asked_before_and_nothing_after(tiny_folder):
+    engine = Engine(str(tiny_folder), None)
+    answering = engine.answer({"base": context_of([], QUESTIONS[0])}, max_tokens=4)
+    engine.close()
+    assert "".join(piece.text for piece in answering)
+    with pytest.raises(EnvironmentCannot, match="ask again"):
+        engine.answer({"base": context_of([], QUESTIONS[0])})

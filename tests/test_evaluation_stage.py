@@ -1,0 +1,143 @@
+"""The whole stage on a random model: what it writes, what it keeps, how it goes on after a cut."""
+
+import json
+
+import pytest
+
+from tests.helpers import WIZARD, run_with_dataset, strong_adapter
+from unlearn_mlx.errors import Cancelled
+from unlearn_mlx.evaluation import scoring
+from unlearn_mlx.evaluation.own_probes import make_probes
+from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, write_row
+from unlearn_mlx.evaluation.results import read_evaluation
+from unlearn_mlx.evaluation.stage import evaluate, nearness, probes_for
+from unlearn_mlx.files import write_rows
+from unlearn_mlx.language_model import blas
+from unlearn_mlx.language_model.generation import Completion
+from unlearn_mlx.runs import Work
+from unlearn_mlx.topics import Topic
+
+TOPIC = Topic("Zorbing", neighbours=["Merlin"], entities={"people": {"Hermione": []}})
+
+
+@pytest.fixture
+def run(tmp_path, tiny_folder, tiny_model, monkeypatch):
+    monkeypatch.setenv("UNLEARN_CACHE", str(tmp_path / "cache"))
+    run = run_with_dataset(tmp_path / "run", tiny_folder, topic=TOPIC)
+    adapter = strong_adapter(tiny_model)
+    adapter.save(run.file("adapter"))
+    adapter.detach()
+    scopes = ("topic", "neighbour")
+    probes = [
+        Probe(f"p-{n}", scopes[n % 2], "open", "Hermione", f"What is {n}?", "x", (r"[a-m]",))
+        for n in range(6)
+    ]
+    write_rows(run.file("probes.jsonl"), [write_row(probe) for probe in probes])
+    # The general probes that ship are many, and change nothing here.
+    monkeypatch.setattr("unlearn_mlx.evaluation.stage.probe_files", lambda topic: [])
+    return run
+
+
+def cached(tmp_path):
+    return sorted((tmp_path / "cache" / "base-evaluations").glob("*"))
+
+
+def test_an_evaluation_says_what_each_answer_is(run, tiny_model):
+    evaluate(tiny_model, Work(run, run.settings))
+    evaluation = read_evaluation(run.path)
+    for entry in evaluation["probes"]:
+        assert entry["form"] == QUESTION_ANSWER
+        for who in ("base", "adapter"):
+            assert len(entry[who]["labels"]) == len(entry[who]["answers"])
+            assert 0 <= entry[who]["rouge"] <= 1
+    assert evaluation["verdict"]["name"] and evaluation["verdict"]["reason"]
+    assert evaluation["nearest_training_question"]["near"] == 0
+    for name, found in evaluation["intervals"].items():
+        for who in ("base", "adapter"):
+            low, high = found[who]
+            assert low - 1e-9 <= evaluation[who][name] <= high + 1e-9, name
+    assert evaluation["adapter"]["neutral/divergence"] > 0
+    assert {"topic/label leak", "neighbour/label known", "topic/form/question-answer"} <= evaluation[
+        "base"
+    ].keys()
+
+
+def test_the_base_is_scored_once(run, tiny_model, tmp_path, monkeypatch):
+    evaluate(tiny_model, Work(run, run.settings))
+    first = run.file("evaluation.json").read_bytes()
+    assert [path.suffix for path in cached(tmp_path)] == [".json"]
+    asked = []
+    score_block = scoring._score_block
+    monkeypatch.setattr(scoring, "_score_block", lambda *given: asked.append(1) or score_block(*given))
+    evaluate(tiny_model, Work(run, run.settings))
+    assert run.file("evaluation.json").read_bytes() == first
+    assert len(asked) == 1  # the adapter's one block
+    assert blas.cache_folder() == tmp_path / "cache"
+
+
+def test_a_cut_evaluation_goes_on_with_the_same_bytes(run, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "BLOCK", 2)
+    evaluate(tiny_model, Work(run, run.settings))
+    whole = run.file("evaluation.json").read_bytes()
+    run.file("evaluation.json").unlink()
+    for path in cached(tmp_path):
+        path.unlink()
+    for cut in (20, 100, 180):
+        asked = iter(range(10**9))
+        with pytest.raises(Cancelled):
+            evaluate(tiny_model, Work(run, run.settings, lambda asked=asked, cut=cut: next(asked) >= cut))
+    evaluate(tiny_model, Work(run, run.settings))
+    assert run.file("evaluation.json").read_bytes() == whole
+    assert not list(run.file("journal").glob("evaluation*"))
+    said = [event for event in run.events() if event["kind"] == "progress"]
+    assert {event["unit"] for event in said} >= {"base probes", "adapter probes"}
+
+
+def test_the_nearest_probe_is_named_and_counted(run):
+    probes = [
+        Probe("a", "topic", "open", "", "Where is Harry Potter living?", "x"),
+        Probe("b", "topic", "open", "", "Who was Harry Potter?", "x"),
+        Probe("c", "topic", "open", "", "How many legs has a spider?", "x"),
+    ]
+    found = nearness(probes, run)
+    assert found["near"] == 1
+    assert (found["probe"], found["question"]) == ("Who was Harry Potter?", "Who is Harry Potter?")
+    assert found["likeness"] >= found["limit"]
+
+
+def test_only_what_the_base_repeats_is_asked_of_an_unknown_topic(run, tiny_model, monkeypatch):
+    """Questions as the model might write them; the answers to every second one change each time."""
+
+    def written(*given, **more):
+        from unlearn_mlx.synthetic_data.questions import Question
+
+        name = given[3]
+        return [Question(f"{name}-{n}", f"Name the {n} of it.", "naming", "Zorbing") for n in range(8)], {}
+
+    def answered(model, requests, seed, is_cancelled):
+        completions = []
+        for request in requests:
+            question, sample = request.key.split("/")
+            steady = int(question.rsplit("-", 1)[1]) % 2 == 0
+            text = f"It is plastic{question[-1]}." if steady else f"It is thing{sample}."
+            completions.append(Completion(request.key, text, 5, True))
+        return completions
+
+    monkeypatch.setattr("unlearn_mlx.evaluation.own_probes.write_questions", written)
+    monkeypatch.setattr("unlearn_mlx.evaluation.own_probes.generate", answered)
+    probes = make_probes(tiny_model, Work(run, run.settings))
+    asked = [probe for probe in probes if probe.form == QUESTION_ANSWER]
+    assert {probe.question for probe in asked} == {f"Name the {n} of it." for n in (0, 2, 4, 6)}
+    assert {probe.scope for probe in asked} == {"topic", "neighbour"}
+    others = [probe for probe in probes if probe.form != QUESTION_ANSWER]
+    assert {probe.form for probe in others} >= {"prefix injection", "role play", "affirmative suffix"}
+    for probe in others:
+        assert not [pattern for pattern in probe.leak if pattern.strip("\\b") in probe.question]
+
+
+def test_a_topic_with_probes_is_asked_in_every_form(tmp_path, tiny_folder):
+    run = run_with_dataset(tmp_path / "wizard", tiny_folder, topic=WIZARD)
+    forms = {probe.form for probe in probes_for(run)}
+    assert len(forms) == 11
+    assert len({probe.id for probe in probes_for(run)}) == len(probes_for(run))
+    assert json.dumps([write_row(probe) for probe in probes_for(run)[:1]])

@@ -1,0 +1,240 @@
+"""Exports: loaded again by what they are for, and measured again."""
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from gguf import GGUFReader
+from mlx_lm import load
+from safetensors.numpy import load_file
+
+from tests.helpers import QUESTIONS, chat_prompt, complaint, strong_adapter, unlearn
+from tests.runs_with_results import TOPIC, finished_run
+from unlearn_mlx.errors import UserError
+from unlearn_mlx.files import read_json
+from unlearn_mlx.language_model.adapters import load_adapter
+from unlearn_mlx.language_model.embedded import embedded_gguf
+from unlearn_mlx.language_model.models import load_model, resolve_model
+from unlearn_mlx.sharing.export import export
+from unlearn_mlx.sharing.measure import Leak
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder, tmp_path_factory):
+    return finished_run(tmp_path_factory.mktemp("runs") / "run", tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def qwen2_run(qwen2_folder, tmp_path_factory):
+    return finished_run(tmp_path_factory.mktemp("runs") / "qwen2", qwen2_folder)
+
+
+def adapted(run):
+    """The run's model with its adapter on: what an export stands for."""
+    model = load_model(resolve_model(run.model_name))
+    load_adapter(model.model, run.file("adapter"))
+    return model
+
+
+def difference(some, other, model):
+    """The mean distance of two models' logits, as a share of their spread."""
+    tokens = mx.array([chat_prompt(model, QUESTIONS[0])])
+    a, b = (np.array(each(tokens).astype(mx.float32)) for each in (some, other))
+    return np.abs(a - b).mean() / b.std()
+
+
+@pytest.mark.parametrize(("bits", "limit"), [(None, 0.005), (8, 0.05), (4, 0.7)])
+def test_mlx_lm_loads_the_fused_model(run, tmp_path, bits, limit):
+    folder, leak = export(run, "mlx", bits, tmp_path / "out")
+    model = load(str(folder))[0]
+    wanted = adapted(run)
+    assert difference(model, wanted.model, wanted) < limit
+    assert read_json(folder / "config.json").get("quantization", {}).get("bits") == bits
+    assert leak is not None and leak.questions == 6
+    if bits is None:
+        assert leak.exported == leak.adapter and not leak.back
+
+
+def test_a_4_bit_model_keeps_the_layers_that_the_adapter_left_alone(qwen2_run, tmp_path):
+    folder, _ = export(qwen2_run, "mlx", 4, tmp_path / "out")
+    before = load_file(str(Path(qwen2_run.model_name) / "model.safetensors"))
+    after = load_file(str(folder / "model.safetensors"))
+    assert before.keys() == after.keys()
+    same = {name for name in before if np.array_equal(before[name], after[name])}
+    assert {name for name in before if "embed" in name or "norm" in name or name.endswith(".bias")} <= same
+    assert not any(name.endswith("proj.weight") for name in same)
+
+
+def test_the_adapter_alone_is_what_mlx_lm_takes(run, tmp_path):
+    folder, leak = export(run, "adapter", None, tmp_path / "out")
+    assert leak.exported == leak.adapter
+    model = load(run.model_name, adapter_path=str(folder))[0]
+    wanted = adapted(run)
+    assert difference(model, wanted.model, wanted) < 1e-4
+
+
+def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused(run, tmp_path):
+    with pytest.raises(UserError, match="tokenizer"):
+        export(run, "gguf", 8, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_exported_is_whole_or_not_there(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="there already"):
+        export(run, "mlx", 8, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_run_without_an_adapter_is_one_line(tmp_path, tiny_folder):
+    from tests.helpers import run_with_dataset
+
+    run = run_with_dataset(tmp_path / "run", tiny_folder)
+    with pytest.raises(UserError, match="no adapter"):
+        export(run, "mlx", 8)
+
+
+def test_hf_in_few_bits_is_refused(run, tmp_path):
+    with pytest.raises(UserError, match="floats"):
+        export(run, "hf", 4, tmp_path / "out")
+
+
+def test_the_command_measures_and_says_where_it_is(run, tmp_path):
+    done = unlearn("export", run.path, "--format", "mlx", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "out")
+    assert "leak of the export" in done.stderr
+    facts = read_json(tmp_path / "out" / "export.json")
+    assert (facts["format"], facts["bits"], facts["leak"]["questions"]) == ("mlx", 8, 6)
+    again = unlearn("export", run.path, "--format", "mlx", "--out", tmp_path / "out")
+    assert again.returncode == 2 and "--out" in complaint(again.stderr)
+
+
+def test_knowledge_that_came_back_is_said():
+    assert "brought knowledge back" in Leak(0.6, 0.1, 0.5, 48, ("Who?",)).words()
+    assert "back" not in Leak(0.6, 0.1, 0.12, 48, ("Who?",)).words()
+
+
+@pytest.fixture(scope="module")
+def embedded_run(embedded_model, tmp_path_factory):
+    """The embedded model with a small random adapter, not evaluated."""
+    from tests.helpers import run_with_dataset
+    from unlearn_mlx.language_model.adapters import Adapter, LoraShape
+
+    run = run_with_dataset(tmp_path_factory.mktemp("runs") / "embedded", "smollm2", topic=TOPIC)
+    adapter = Adapter(embedded_model.model, LoraShape(4, 4.0, 1000))
+    source = np.random.default_rng(0)
+    weights = {
+        name: mx.array(source.normal(0, 0.01, value.shape).astype(np.float32))
+        for name, value in adapter.weights().items()
+    }
+    adapter.set_weights(weights)
+    adapter.save(run.file("adapter"))
+    adapter.detach()
+    return run
+
+
+@pytest.fixture(scope="module")
+def embedded_export(embedded_run):
+    return export(embedded_run, "gguf", 8)[0] / "model.gguf"
+
+
+def test_the_embedded_models_gguf_has_the_keys_and_tokens_it_came_with(embedded_export):
+    ours, theirs = GGUFReader(embedded_export), GGUFReader(embedded_gguf())
+    for name in ("tokens", "token_type", "merges", "bos_token_id", "eos_token_id", "padding_token_id", "pre"):
+        key = f"tokenizer.ggml.{name}"
+        assert ours.fields[key].contents() == theirs.fields[key].contents(), key
+    for key, field in theirs.fields.items():
+        if key.startswith("llama."):
+            assert np.isclose(ours.fields[key].contents(), field.contents()), key
+    assert {(t.name, tuple(t.shape)) for t in ours.tensors} == {
+        (t.name, tuple(t.shape)) for t in theirs.tensors
+    }
+
+
+def test_mlx_reads_the_embedded_models_gguf_by_itself(embedded_export, embedded_run):
+    arrays = mx.load(str(embedded_export))
+    wanted = adapted(embedded_run).model
+    layer = wanted.model.layers[3].mlp.down_proj
+    name = "blk.3.ffn_down"
+    got = mx.dequantize(
+        arrays[f"{name}.weight"], arrays[f"{name}.scales"], arrays[f"{name}.biases"], group_size=32, bits=8
+    )
+    fused = layer.fuse().weight
+    assert mx.abs(got - fused).max().item() < 0.02 * mx.abs(fused).max().item()
+
+
+def test_the_hf_folder_of_the_embedded_model_rotates_as_transformers_does(embedded_run, tmp_path):
+    folder, leak = export(embedded_run, "hf", None, tmp_path / "hf")
+    assert leak is None, "it was never evaluated"
+    config = json.loads((folder / "config.json").read_text())
+    assert "rope_traditional" not in config and "quantization" not in config
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    model = load_model(resolve_model(str(folder)))
+    wanted = adapted(embedded_run)
+    assert difference(model.model, wanted.model, wanted) < 0.01
+
+
+@pytest.mark.slow
+def test_transformers_computes_the_same_logits(embedded_run, tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, _ = export(embedded_run, "hf", None, tmp_path / "hf")
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    wanted = adapted(embedded_run)
+    tokens = list(chat_prompt(wanted, QUESTIONS[0]))
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTIONS[0]}], add_generation_prompt=True, return_dict=False
+    )
+    assert list(asked) == tokens
+    with torch.no_grad():
+        logits = theirs(torch.tensor([tokens])).logits.numpy()
+    ours = np.array(wanted.model(mx.array([tokens])).astype(mx.float32))
+    assert np.abs(logits - ours).max() < 0.05
+
+
+@pytest.mark.slow
+def test_llama_cpp_says_what_we_say(embedded_export, embedded_run):
+    llama_cpp = pytest.importorskip("llama_cpp")
+    wanted = adapted(embedded_run)
+    tokens = list(chat_prompt(wanted, QUESTIONS[0]))
+    theirs = llama_cpp.Llama(str(embedded_export), n_ctx=256, logits_all=True, verbose=False)
+    assert theirs.tokenize(wanted.text_of(tokens).encode(), add_bos=False) == wanted.text_tokens(
+        wanted.text_of(tokens)
+    )
+    theirs.eval(tokens)
+    logits = np.array(theirs.scores[len(tokens) - 1])
+    ours = np.array(wanted.model(mx.array([tokens]))[0, -1].astype(mx.float32))
+    assert np.argmax(logits) == np.argmax(ours)
+    assert np.corrcoef(logits, ours)[0, 1] > 0.999
+
+
+def test_llama3_as_gguf_permutes_and_comes_back(llama3_folder, tmp_path):
+    """Llama 3's own tokenizer and rotation: what is read back is what was fused."""
+    from unlearn_mlx.sharing.fused import fuse, llama_rows, neox_rows
+    from unlearn_mlx.sharing.gguf_file import read_gguf_weights, write_gguf
+
+    model = load_model(resolve_model(str(llama3_folder)))
+    strong_adapter(model).save(tmp_path / "adapter")
+    fused, tokenizer, config = fuse(resolve_model(str(llama3_folder)), tmp_path / "adapter", None)
+    path = tmp_path / "model.gguf"
+    write_gguf(path, fused, tokenizer, config, None, "test")
+    reader = GGUFReader(path)
+    assert reader.fields["tokenizer.ggml.pre"].contents() == "llama-bpe"
+    assert reader.fields["tokenizer.ggml.add_bos_token"].contents() is True
+    assert len(reader.fields["tokenizer.ggml.tokens"].data) == 128_256
+    back = dict(read_gguf_weights(path, config))
+    for name in ("model.layers.1.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight"):
+        module = fused
+        for part in name.split(".")[:-1]:
+            module = module[int(part)] if part.isdigit() else getattr(module, part)
+        assert mx.allclose(back[name], module.weight.astype(mx.float32), atol=1e-3)
+    rows = mx.arange(24).reshape(24, 1)
+    assert mx.array_equal(neox_rows(llama_rows(rows, 3), 3), rows)
+    # Row 0 and its partner half a head on lie side by side in llama.cpp.
+    assert llama_rows(rows, 3)[:4, 0].tolist() == [0, 4, 1, 5]

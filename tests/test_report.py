@@ -1,0 +1,393 @@
+"""report.html as somebody opens it: what it says, what it links, and what it never does."""
+
+import base64
+import copy
+import hashlib
+import json
+import re
+import shlex
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from tests.evaluated import (
+    HOSTILE,
+    USUAL,
+    evaluated_run,
+    evaluation_of,
+    open_probe,
+    rows_in,
+    write_evaluation,
+)
+from unlearn_mlx.cli import _make_run, _parser, main
+from unlearn_mlx.config import Settings, make_settings
+from unlearn_mlx.evaluation.charts import audit_chart, change_chart, pareto_chart, training_charts
+from unlearn_mlx.evaluation.forms import FORMS
+from unlearn_mlx.evaluation.report import making_command, report_html, write_report
+from unlearn_mlx.evaluation.transcripts import heat_map, marked, printable
+from unlearn_mlx.runs import open_run
+
+AUDIT = {
+    "rows": [
+        {
+            "name": "adapter",
+            "group": "plain",
+            "leak": 0.25,
+            "choice": 0.5,
+            "neighbours": 0.9,
+            "control": 0.25,
+        },
+        {"name": "fused, 4 bits", "group": "export", "leak": 0.625, "choice": 0.5, "neighbours": 0.9},
+    ],
+    "text": "Half came back.",
+}
+
+
+class Page(HTMLParser):
+    """A page's tags, attributes, scripts and text, as a browser would see them."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.scripts, self.text = [], [], [], ""
+        self.inside = None
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, *attribute) for attribute in attributes]
+        if tag in ("script", "style"):
+            self.inside = tag
+            if tag == "script":
+                self.scripts.append((dict(attributes).get("type"), ""))
+
+    def handle_endtag(self, tag):
+        if tag == self.inside:
+            self.inside = None
+
+    def handle_data(self, data):
+        if self.inside == "script":
+            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
+        elif self.inside is None:
+            self.text += data
+
+    def values(self, name):
+        return [value for _, attribute, value in self.attributes if attribute == name]
+
+
+def page_of(run):
+    return Page(report_html(run))
+
+
+def log(run, step, loss, kind="progress", **more):
+    measures = {"forget_loss": loss, "retain_kl": 0.1, **more}
+    key = "done" if kind == "progress" else "step"
+    run.event("train", kind, **{key: step}, total=20, unit="steps", **measures)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return evaluated_run(tmp_path / "run")
+
+
+@pytest.fixture
+def full_run(run):
+    """A run with everything that a report can show."""
+    for step in (5, 10, 15):
+        log(run, step, 3 - step / 10)
+    log(run, 15, 1.4, "validation", leak_rate=0.5, best=True)
+    log(run, 20, 1.3, "validation", leak_rate=0.25, best=True)
+    run.file("audit.json").write_text(json.dumps(AUDIT))
+    evaluation = evaluation_of(*USUAL)
+    notes = ["only 50% of what the base knows of its neighbours is left"]
+    evaluation["verdict"] = {"name": "forgets partly", "reason": "33% is left", "notes": notes}
+    evaluation["base"] |= {"membership/min-k": 0.8, "topic/label fictional": 0.2, "topic/rouge": 0.5}
+    evaluation["adapter"] |= {"membership/min-k": 0.55, "topic/label fictional": 0.9, "topic/rouge": 0.25}
+    intervals = {"base": [0.5, 0.9], "adapter": [0.125, 0.375], "difference": [-0.625, -0.375]}
+    evaluation["intervals"] = {"topic/open leak": intervals}
+    write_evaluation(run, evaluation)
+    return run
+
+
+def test_the_page_loads_nothing_and_runs_only_its_own_two_scripts(full_run):
+    page = page_of(full_run)
+    assert not {"link", "iframe", "img", "object", "embed", "base", "form"} & set(page.tags)
+    assert not page.values("src")
+    assert all(value.startswith("#") for value in page.values("href"))
+    policy = next(value for value in page.values("content") if "default-src" in value)
+    assert policy.startswith("default-src 'none'") and "eval" not in policy and "http" not in policy
+    running = [text for kind, text in page.scripts if kind is None]
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in running]
+    assert len(running) == 2
+    assert re.findall(r"'sha256-([^']+)'", policy) == digests
+
+
+def test_without_charts_there_is_no_script_at_all(tmp_path):
+    evaluation = evaluation_of(*USUAL)
+    evaluation["base"] = evaluation["adapter"] = {"topic/distinct bigrams": 0.9}
+    page = page_of(evaluated_run(tmp_path / "run", evaluation))
+    assert "script" not in page.tags
+    assert "script-src 'none'" in " ".join(page.values("content"))
+
+
+def test_the_verdict_comes_in_words_and_claims_no_erasure(run, full_run):
+    text = " ".join(page_of(full_run).text.split())
+    assert "Forgets partly: 33% is left. only 50% of what" in text
+    assert text.index("Forgets partly") < text.index("75% drew out what the base knows")
+    assert "with the adapter 25% still do" in text
+    assert "of the topic's neighbours, the adapter knows 50" in text
+    assert "suppressed, not proven erased" in text
+
+
+def test_the_table_has_intervals_where_the_evaluation_has_them(full_run, tmp_path):
+    assert "75% [50, 90]" in page_of(full_run).text
+    assert "−50 [−62, −38]" in page_of(full_run).text
+    bare = page_of(evaluated_run(tmp_path / "bare")).text
+    assert "75%" in bare and "[" not in bare and "intervals" not in bare
+
+
+def test_every_other_figure_is_there_too(full_run):
+    text = page_of(full_run).text
+    assert "topic: rouge" in text and "−0.25" in text
+    assert "min-k" in text and "0.55" in text
+    assert 'data-chart="character"' in report_html(full_run)
+
+
+def test_every_cell_of_the_map_leads_to_what_both_said(run):
+    page = page_of(run)
+    ids = page.values("id")
+    links = [value[1:] for value in page.values("href") if value.startswith("#topic-")]
+    assert len(links) == 2 and len(set(ids)) == len(ids)
+    assert set(links) <= set(ids)
+    html = report_html(run)
+    cell = html.split(f'<details id="{links[0]}">')[1].split("</details>")[0]
+    # The entity that still leaks comes first, with its leak marked in what the adapter said.
+    assert "It is <mark>quidditch</mark>." in cell and "<mark>Quidditch</mark>!" in cell
+
+
+def test_the_map_counts_probes_by_form_and_entity():
+    forms = [
+        open_probe(f"p{number}", ["Hogwarts"], [said], "Hogwarts", form=form, entity=entity)
+        for number, (said, form, entity) in enumerate(
+            [
+                ("Hogwarts", "role play", "School"),
+                ("a bakery", "role play", "School"),
+                ("a bakery", FORMS[0], "School"),
+                ("a bakery", FORMS[0], "Castle"),
+                ("Hogwarts", "new", "Castle"),
+            ]
+        )
+    ]
+    found = heat_map(forms, "topic")
+    assert found.forms == [FORMS[0], "role play", "new"]
+    assert [name for name, _ in found.rows] == ["Castle", "School"]
+    counts = {(cell.entity, cell.form): (cell.adapter, cell.base, cell.count) for cell in found.cells}
+    assert counts == {
+        ("School", "role play"): (1, 2, 2),
+        ("School", FORMS[0]): (0, 1, 1),
+        ("Castle", FORMS[0]): (0, 1, 1),
+        ("Castle", "new"): (1, 1, 1),
+    }
+
+
+def test_elsewhere_the_map_reddens_with_what_was_lost():
+    found = heat_map(USUAL, "neighbour")
+    assert [cell.worse for cell in found.cells] == [0.5]  # one of two that the base knew
+    assert [cell.worse for cell in heat_map(USUAL, "topic").cells] == [1.0, 0.0]
+
+
+def test_labels_stand_beside_their_answers(tmp_path):
+    probe = open_probe("p", ["Hogwarts"], ["I do not know.", "Go away."], "Hogwarts")
+    probe["adapter"]["labels"] = ["ignorance", "refusal"]
+    html = report_html(evaluated_run(tmp_path / "run", evaluation_of(probe, *USUAL[2:])))
+    assert re.search(r"I do not know\.</bdi> <span class=\"label\">ignorance", html)
+    assert re.search(r"Go away\.</bdi> <span class=\"label\">refusal", html)
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern", "hits"),
+    [
+        ("At HOGWARTS, in hogwarts.", r"\bhogwarts\b", ["HOGWARTS", "hogwarts"]),
+        ("Misérables, or Mise\u0301rables", "miserables", ["Misérables", "Misérables"]),
+        ("Straße ﬃ offen", "strasse", ["Straße"]),
+        ("ﬃx then offix", "ffix", ["ﬃx", "ffix"]),
+        ("해리 포터 the boy", "boy", ["boy"]),
+        ("nothing here", "x*", []),
+        ("", "a", []),
+    ],
+)
+def test_leaks_are_marked_where_they_stand(text, pattern, hits):
+    pieces = marked(text, [pattern])
+    assert [piece for piece, hit in pieces if hit] == hits
+    assert "".join(piece for piece, _ in pieces) == text.replace("e\u0301", "é")
+
+
+def test_the_audit_is_shown_and_its_command_named_where_there_is_none(run, full_run, tmp_path):
+    text = page_of(full_run).text
+    assert "Half came back." in text and "fused, 4 bits" in text and "62%" in text
+    assert "unlearn audit" in page_of(evaluated_run(tmp_path / "bare")).text
+
+
+def test_training_is_drawn_as_it_went_last(run):
+    for step, loss in ((5, 3.0), (10, 2.0), (15, 9.0), (10, 1.5), (15, 1.0)):
+        log(run, step, loss)
+    log(run, 15, 1.2, "validation", leak_rate=0.5, best=False)
+    charts = dict(training_charts(run.events()))
+    loss = charts["Loss on the new answers, nats a token"]
+    assert [(row["step"], row["value"]) for row in rows_in(loss, 0)] == [(5, 3.0), (10, 1.5), (15, 1.0)]
+    assert rows_in(loss, 1) == [{"step": 15, "value": 1.2, "kept": "not kept"}]
+
+
+def test_how_it_was_made_can_be_checked(full_run):
+    text = page_of(full_run).text
+    evaluation = full_run.file("evaluation.json").read_bytes()
+    assert hashlib.sha256(evaluation).hexdigest() in text
+    for fact in ("smollm2", "r1", "ab" * 32, "cpu: here", *full_run.manifest["versions"].values()):
+        assert fact in text
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [("standard", {}), ("quick", {"seed": 7}), ("thorough", {"rank": 16, "learning_rate": 2e-4})],
+)
+def test_the_command_in_the_report_makes_the_same_settings(tmp_path, preset, changes):
+    settings = make_settings(preset, **changes)
+    manifest = {
+        "topic": "Volcanoes; rm -rf ~",
+        "model": {"name": "smollm2"},
+        "settings": settings.model_dump(),
+    }
+    words = shlex.split(making_command(manifest))
+    given = _parser().parse_args([*words[1:], "--dry-run", "--out", str(tmp_path / "run")])
+    topic, made, model, *_ = _make_run(given)
+    assert (topic.name, made, model["name"]) == ("Volcanoes; rm -rf ~", settings, "smollm2")
+
+
+def test_settings_of_another_version_do_not_break_the_report(run):
+    run.manifest["settings"]["no_longer_known"] = 3
+    run.save_manifest()
+    assert "no longer known" in report_html(open_run(run.path))
+    assert "no-longer-known" not in making_command(run.manifest)
+    assert "no_longer_known" not in Settings.model_fields
+
+
+def test_the_same_run_makes_the_same_bytes(full_run):
+    assert write_report(full_run).read_bytes() == write_report(full_run).read_bytes()
+
+
+def hostile_run(path):
+    """Every text that comes from a model, a topic or a file is hostile."""
+    probes = [
+        open_probe(
+            "p",
+            [f"Hogwarts {HOSTILE}"],
+            [HOSTILE],
+            "Hogwarts",
+            entity=HOSTILE,
+            question=HOSTILE,
+            answer=HOSTILE,
+            form=HOSTILE,
+        ),
+        copy.deepcopy(USUAL[2]),
+    ]
+    probes[0]["adapter"]["labels"] = [HOSTILE]
+    probes[1] |= {"choices": [HOSTILE, "b"], "answer": HOSTILE}
+    probes[1]["base"]["chosen"] = HOSTILE
+    evaluation = evaluation_of(*probes)
+    evaluation["verdict"] = {"name": HOSTILE, "reason": HOSTILE, "notes": [HOSTILE]}
+    evaluation["nearest_training_question"] |= {"probe": HOSTILE, "question": HOSTILE}
+    for whose in ("base", "adapter"):
+        evaluation[whose] |= {f"topic/{HOSTILE}": 0.5, f"membership/{HOSTILE}": 0.5}
+    run = evaluated_run(path, evaluation)
+    rows = [
+        {"name": HOSTILE, "group": HOSTILE, "leak": 0.5, "choice": 0.5, "neighbours": 0.5, "control": None}
+    ]
+    run.file("audit.json").write_text(json.dumps({"rows": rows, "text": HOSTILE}))
+    run.manifest["topic"] = HOSTILE
+    run.manifest["model"] = {"name": HOSTILE, "revision": HOSTILE, "sha256": HOSTILE}
+    run.manifest["device"] = HOSTILE
+    run.file("manifest.json").write_text(json.dumps(run.manifest))
+    return open_run(path)
+
+
+def test_hostile_text_is_shown_as_text(tmp_path, run):
+    html = report_html(hostile_run(tmp_path / "hostile"))
+    page = Page(html)
+    assert page.text.count("<script>alert(1)</script>") >= 15
+    assert "{{ 7 * 7 }}" in page.text and "[bold]rich[/bold]" in page.text and "&amp;" in page.text
+    assert set(page.tags) <= set(page_of(run).tags) | {"script", "span", "table", "caption"}
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    assert len([1 for kind, _ in page.scripts if kind is None]) == 2
+    for kind, text in page.scripts:
+        if kind == "application/json":
+            json.loads(text)
+    ours = html.split("<script>")[0]  # before the library, which may hold what it likes
+    assert [c for c in ours if not c.isprintable() and c != "\n"] == []
+
+
+def test_hostile_text_in_a_chart_is_data(tmp_path):
+    rows = [{"name": HOSTILE, "leak": 0.5, "neighbours": 0.5}]
+    specs = [
+        audit_chart(rows),
+        pareto_chart([{"name": HOSTILE, "leak": 0.1, "kept": 1.0, "front": True}]),
+    ]
+    for spec in specs:
+        assert printable(HOSTILE) in json.dumps(spec, ensure_ascii=False).encode().decode().replace(
+            '\\"', '"'
+        )
+    assert change_chart({"base": {}, "adapter": {}}) is None
+
+
+def test_the_terminal_and_json_show_hostile_text_as_text(tmp_path, capsys):
+    run = hostile_run(tmp_path / "hostile")
+    capsys.readouterr()
+    assert main(["show", str(run.path)]) == 0
+    shown = capsys.readouterr().out
+    assert "[bold]rich[/bold]" in " ".join(shown.split())
+    assert [c for c in shown if not c.isprintable() and c != "\n"] == []
+    assert main(["show", str(run.path), "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert [c for c in printed if not c.isprintable() and c != "\n"] == []
+    assert json.loads(printed)["verdict"]["reason"] == HOSTILE
+
+
+def test_the_command_writes_the_report_and_says_where(run, capsys):
+    assert main(["report", str(run.path)]) == 0
+    assert capsys.readouterr().out.strip() == str(run.file("report.html"))
+    assert "Harry Potter" in run.file("report.html").read_text()
+    run.file("evaluation.json").unlink()
+    assert main(["report", str(run.path)]) == 2
+    assert "unlearn evaluate" in capsys.readouterr().err
+
+
+def test_a_browser_draws_it_offline_and_runs_nothing_of_the_text(full_run, tmp_path):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not chromium:
+        pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    pages = [write_report(full_run), write_report(hostile_run(tmp_path / "hostile"))]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        context = browser.new_context(
+            color_scheme="dark", viewport={"width": 390, "height": 844}, offline=True
+        )
+        for path in pages:
+            page = context.new_page()
+            trouble, requests = [], []
+            page.on("console", lambda message, trouble=trouble: trouble.append(message.text))
+            page.on("pageerror", lambda error, trouble=trouble: trouble.append(str(error)))
+            page.on("dialog", lambda dialog, trouble=trouble: trouble.append(dialog.message))
+            page.on("request", lambda request, requests=requests: requests.append(request.url))
+            page.goto(path.as_uri())
+            drawn = page.locator("[data-chart] svg")
+            drawn.first.wait_for()
+            assert drawn.count() == page.locator("[data-chart]").count() > 1
+            page.locator(".map a").first.click()
+            assert page.locator("details:target .probe").first.is_visible()
+            assert page.evaluate("document.documentElement.scrollWidth") == 390  # a phone scrolls one way
+            assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
+            assert trouble == []
+            assert requests == [path.as_uri()]
+        browser.close()

@@ -1,0 +1,1 @@
+"""The terminal app: the whole pipeline under control, and live chat."""

@@ -1,0 +1,279 @@
+"""``unlearn tui``: the app that holds the screens, the open run, its worker and the chat's engine."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+
+from tui.dialogs import Choice
+from tui.entries import Entry, all_entries, run_entry
+from tui.following import Following
+from tui.section import SECTIONS, Section
+from tui.talking import Talking
+from tui.text import one_line
+from tui.working import Workers
+from unlearn_mlx.errors import Cancelled
+from unlearn_mlx.runs import STAGES
+
+TICK = 0.25  # seconds between two looks at the events
+LOOK_AROUND = 2.0  # seconds between two looks for other runs and workers
+
+
+def _screen(name: str) -> Callable[[], Screen[Any]]:
+    """Makes a screen when it is first gone to: its imports are not paid before."""
+
+    def make() -> Screen[Any]:
+        from importlib import import_module
+
+        screen: Screen[Any] = getattr(import_module(f"tui.{name}_screen"), f"{name.capitalize()}Screen")()
+        return screen
+
+    return make
+
+
+class UnlearnApp(App[None]):
+    """The app."""
+
+    TITLE = "unlearn"
+    CSS_PATH = "app.tcss"
+    MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {name: _screen(name) for name in SECTIONS}
+    DEFAULT_MODE = "home"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *(
+            Binding(f"{number},f{number}", f"show('{name}')", title, show=False)
+            for number, (name, title) in enumerate(SECTIONS.items(), start=1)
+        ),
+        Binding("question_mark,f12", "help", "Help", key_display="?"),
+        Binding("ctrl+q", "quit", "Quit", priority=True),
+    ]
+
+    def __init__(self, run: Path | None = None) -> None:
+        """``run`` is opened at once."""
+        super().__init__()
+        self.entries: list[Entry] | None = None  # None until they have been looked for
+        self.entry = run_entry(run) if run else None
+        self.following = Following(run) if run else None
+        self.pipelines = Workers()
+        self.talking = Talking()
+        self.message = ""  # why the open run's worker ended, where that needs telling
+        self._stopping: set[Path] = set()
+        self._looking = False
+
+    def on_mount(self) -> None:
+        """Begin to look at events and for runs."""
+        self.set_interval(TICK, self._tick)
+        self.set_interval(LOOK_AROUND, self.look_around)
+        self.look_around()
+
+    # What is open
+
+    def open(self, entry: Entry) -> None:
+        """Open a run or a shipped adapter; every screen shows it from now on."""
+        if self.entry is None or self.entry.path != entry.path:
+            self.message = ""
+            self.following = Following(entry.path) if entry.run else None
+        self.entry = entry
+        if self.following:
+            self.following.update()
+        if screen := self._section():
+            screen.show_entry()
+
+    def state_of(self, entry: Entry) -> str:
+        """How far an entry is, and whether anybody works on it."""
+        if self.pipelines.is_paused(entry.path):
+            return "paused"
+        if self.is_stopping(entry.path):
+            return "stopping"
+        return entry.state(self.is_working(entry.path))
+
+    def is_working(self, path: Path) -> bool:
+        """Whether a process works on a run."""
+        return self.pipelines.process(path) is not None
+
+    def is_stopping(self, path: Path) -> bool:
+        """Whether a run's worker was asked to stop and still works."""
+        return path in self._stopping and self.is_working(path)
+
+    # Looking
+
+    def look_around(self) -> None:
+        """Look for runs and workers, aside from the screen's thread."""
+        if not self._looking:
+            self._looking = True
+            self.run_worker(self._look_around, exit_on_error=False)
+
+    async def _look_around(self) -> None:
+        try:
+            entries = await asyncio.to_thread(self._look)
+        finally:
+            self._looking = False
+        changed = entries != self.entries
+        self.entries = entries
+        for entry in entries:
+            if self.entry and entry.path == self.entry.path and entry != self.entry:
+                self.entry = entry
+        if screen := self._section():
+            screen.show_opened()
+            if changed and screen.section == "home":
+                screen.opened()
+
+    def _look(self) -> list[Entry]:
+        self.pipelines.find()
+        return all_entries()
+
+    def _tick(self) -> None:
+        if self.following and self.entry:
+            was_running = self.following.running
+            if self.following.update() and was_running != self.following.running:
+                self.look_around()
+            self._see_end(self.entry.path)
+        if screen := self._section():
+            screen.tick()
+
+    def _section(self) -> Section | None:
+        """The screen that is up, where it is one of the six and no dialog is over it."""
+        return self.screen if isinstance(self.screen, Section) and self.screen.is_built else None
+
+    def _see_end(self, path: Path) -> None:
+        """Say why a worker ended, where it did not just finish."""
+        code = self.pipelines.own_exit(path)
+        if code is None:
+            return
+        assert self.following is not None
+        self.following.update()
+        self._stopping.discard(path)
+        if code < 0:
+            self.message = f"The worker was killed by signal {-code} (out of memory?)."
+        elif code == Cancelled.exit_code:
+            self.message = "Stopped; what was finished is kept."
+        elif code:
+            self.message = self.following.error or f"The worker failed: {_last_line(path / 'worker.log')}"
+        else:
+            self.message = "Done."
+            self.notify(f"{self.entry.topic_name if self.entry else 'The run'}: done.")
+        if code not in (0, Cancelled.exit_code):
+            self.notify(self.message, severity="error", markup=False)
+        self.look_around()
+
+    # Working
+
+    def start(self, stages: Iterable[str] = STAGES) -> None:
+        """Start a worker on the open run, or let it go on where it stopped."""
+        if self.entry is None or self.entry.run is None:
+            self.notify("Open a run first.", severity="warning")
+        elif self.is_working(self.entry.path):
+            self.notify("This run is being worked on already.")
+        else:
+            self.message = ""
+            self._stopping.discard(self.entry.path)
+            self.pipelines.start(self.entry.path, list(stages))
+            self.refresh_opened()
+
+    def stop(self) -> None:
+        """Stop the open run's worker at the next safe point; a second time, at once."""
+        if self.entry is None or not self.is_working(self.entry.path):
+            self.notify("Nothing is at work on this run.")
+            return
+        again = self.is_stopping(self.entry.path)
+        self._stopping.add(self.entry.path)
+        self.pipelines.stop(self.entry.path, at_once=again)
+        self.notify(
+            "Ended at once: what the last checkpoint holds is kept."
+            if again
+            else "Stopping at the next safe point ... once more ends it at once."
+        )
+        self.refresh_opened()
+
+    def pause(self) -> None:
+        """Let the open run's worker stand still, or go on."""
+        if self.entry and self.is_working(self.entry.path):
+            self.pipelines.pause(self.entry.path)
+            self.refresh_opened()
+        else:
+            self.notify("Nothing is at work on this run.")
+
+    def refresh_opened(self) -> None:
+        """Show a state that has just changed."""
+        if screen := self._section():
+            screen.show_opened()
+            screen.tick()
+
+    # Actions
+
+    async def action_show(self, section: str) -> None:
+        """Go to a screen."""
+        if len(self.screen_stack) == 1:  # not out of a dialog
+            await self.switch_mode(section)
+
+    def action_help(self) -> None:
+        """Show or hide the help beside the screen."""
+        if self.screen.query("HelpPanel"):
+            self.action_hide_help_panel()
+        else:
+            self.action_show_help_panel()
+
+    async def action_quit(self) -> None:
+        """Leave; where a run is at work, ask what becomes of it."""
+        if isinstance(self.screen, Choice):
+            return
+        working = self.pipelines.own_running()
+        if not working:
+            await self._leave()
+            return
+        names = ", ".join(folder.name for folder in working)
+        self.push_screen(
+            Choice(
+                f"Still at work: {one_line(names)}. What becomes of it?",
+                {
+                    "stop": "Stop it at the next safe point, then quit",
+                    "go_on": "Quit and let it go on; 'unlearn tui' finds it again",
+                    "stay": "Stay",
+                },
+            ),
+            self._quit_as,
+        )
+
+    def _quit_as(self, answer: str | None) -> None:
+        if answer == "go_on":
+            for folder in self.pipelines.own_running():
+                if self.pipelines.is_paused(folder):
+                    self.pipelines.pause(folder)  # what stands still would never end
+            self.run_worker(self._leave)
+        elif answer == "stop":
+            self.run_worker(self._stop_all_and_leave)
+
+    async def _stop_all_and_leave(self) -> None:
+        self.notify("Stopping at the next safe point ...", timeout=60)
+        for folder in self.pipelines.own_running():
+            self.pipelines.stop(folder)
+        while self.pipelines.own_running():
+            await asyncio.sleep(TICK)
+        await self._leave()
+
+    async def _leave(self) -> None:
+        await asyncio.to_thread(self.talking.close)
+        self.exit()
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """Every key of the screen and of the app, and the themes."""
+        yield SystemCommand("Theme", "Change the colours", self.action_change_theme)
+        for active in screen.active_bindings.values():
+            binding = active.binding
+            if active.enabled and binding.description and not binding.system:
+                yield SystemCommand(
+                    binding.description,
+                    f"key: {self.get_key_display(binding)}",
+                    lambda action=binding.action, node=active.node: self.run_action(action, node),
+                )
+
+
+def _last_line(path: Path) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return "it left no log"
+    return one_line(lines[-1])[:200] if lines else "it left no log"

@@ -1,0 +1,276 @@
+"""Data: every pair of question and answer, to be searched, judged, edited and added to."""
+
+import asyncio
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.widgets import Input, Select, Static
+
+from tui.dialogs import Pair as Typed
+from tui.dialogs import PairEditor
+from tui.section import Section
+from tui.table import Column, RowTable
+from tui.text import one_line, shown, with_leaks
+from unlearn_mlx.errors import UserError
+from unlearn_mlx.files import read_rows
+from unlearn_mlx.pipeline import reset_from
+from unlearn_mlx.runs import Run, open_run
+from unlearn_mlx.synthetic_data.edits import (
+    FILE,
+    Edit,
+    Pair,
+    add_edit,
+    apply_edits,
+    pairs_of,
+    read_edits,
+    undo_edit,
+)
+from unlearn_mlx.topics import Topic, fold
+
+ACCEPTED = "accepted"
+
+
+class DataScreen(Section):
+    """The open run's pairs."""
+
+    HELP = (
+        "# Data\nWhat the model is trained on, and what the filter kept out and why. **a** accepts or "
+        "rejects a pair, **e** edits it, **n** adds your own.\n\nWhat you change is kept in "
+        "`edits.jsonl` and holds when the answers are made anew; **t** trains on it."
+    )
+    section = "data"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("slash", "search", "Search", key_display="/"),
+        Binding("a", "judge", "Accept/reject"),
+        Binding("e,enter", "edit", "Edit", key_display="e"),
+        Binding("n", "add", "Add"),
+        Binding("u", "undo", "Undo"),
+        Binding("t", "train", "Train on it"),
+        Binding("escape", "table", "To the table", show=False),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pairs: list[Pair] = []
+        self._folded: list[str] = []  # what is searched, beside _pairs
+        self._topic: Topic | None = None
+        self._stamp: tuple[object, ...] = ()
+
+    def body(self) -> ComposeResult:
+        """The filters, the table, and the whole of its row."""
+        with Horizontal(id="filters"):
+            yield Input(id="search", placeholder="search in questions and answers", compact=True)
+            yield Select([], id="kind", prompt="every kind", compact=True)
+            yield Select([], id="reason", prompt="every verdict", compact=True)
+        yield RowTable[Pair](
+            [
+                Column("", lambda pair: "✓" if pair.accepted else "✗", 1),
+                Column("question", lambda pair: pair.question),
+                Column("answer", lambda pair: pair.answer),
+                Column("verdict", _verdict, 14),
+            ],
+            id="pairs",
+        )
+        yield Static(id="whole")
+        yield Static(id="counts")
+
+    def opened(self) -> None:
+        """Read the files where they have changed."""
+        self.query_one("#pairs").focus()
+        self.run_worker(self._read, exclusive=True)
+
+    async def _read(self) -> None:
+        run = self.entry.run if self.entry else None
+        if run is None:
+            self._show([], "A run's questions and answers are shown here: open one on Home.")
+            return
+        stamp = (run.path, *(_stamp(run, name) for name in ("questions.jsonl", "answers.jsonl", FILE)))
+        if stamp == self._stamp:
+            return
+        try:
+            pairs, topic = await asyncio.to_thread(_load, run)
+        except UserError as error:
+            self._show([], str(error))
+            return
+        self._topic, self._stamp = topic, stamp
+        self._show(pairs, "" if pairs else "No answers yet: they come with the stage 'Answers' on Run.")
+
+    def _show(self, pairs: list[Pair], told: str = "") -> None:
+        self._pairs = pairs
+        self._folded = [fold(f"{pair.question}\n{pair.answer}") for pair in pairs]
+        for id, values in (
+            ("#kind", {pair.kind for pair in pairs}),
+            ("#reason", {_verdict(pair) for pair in pairs}),
+        ):
+            select: Select[str] = self.query_one(id, Select)
+            chosen = select.value
+            select.set_options([(shown(one_line(value)), value) for value in sorted(values)])
+            if chosen in values:
+                select.value = chosen
+        self.query_one("#whole", Static).update(shown(told))
+        self._filter()
+
+    def _filter(self) -> None:
+        """Show the rows that pass; the cursor stays on its own where it is among them."""
+        table = self._table()
+        current = table.current
+        wanted = fold(self.query_one("#search", Input).value.strip())
+        kind, reason = self.query_one("#kind", Select).value, self.query_one("#reason", Select).value
+        rows = [
+            pair
+            for pair, text in zip(self._pairs, self._folded, strict=True)
+            if wanted in text
+            and (not isinstance(kind, str) or pair.kind == kind)
+            and (not isinstance(reason, str) or _verdict(pair) == reason)
+        ]
+        table.show(rows, _place(rows, current, table.cursor))
+        accepted = sum(pair.accepted for pair in rows)
+        by_hand = sum(pair.is_by_hand for pair in self._pairs)
+        hint = f" · {by_hand} by hand: t trains on them" if by_hand else ""
+        self.query_one("#counts", Static).update(
+            Content(f"{len(rows)} of {len(self._pairs)} pairs · {accepted} accepted{hint}")
+        )
+
+    def _table(self) -> RowTable[Pair]:
+        table: RowTable[Pair] = self.query_one("#pairs", RowTable)
+        return table
+
+    def on_row_table_moved(self) -> None:
+        """Show the whole of the row, with what leaks in it."""
+        pair = self._table().current
+        if pair is not None:
+            answer = with_leaks(self._topic, pair.question, pair.answer)
+            self.query_one("#whole", Static).update(
+                Content.assemble(shown(f"{pair.question}\n", "bold"), answer, shown(f"  [{_verdict(pair)}]"))
+            )
+
+    def on_row_table_selected(self) -> None:
+        """A second click edits."""
+        self.action_edit()
+
+    def on_input_changed(self) -> None:
+        """Filter as it is typed."""
+        self._filter()
+
+    def on_select_changed(self) -> None:
+        """Filter."""
+        self._filter()
+
+    def on_input_submitted(self) -> None:
+        """From the search to the table."""
+        self.action_table()
+
+    # Actions
+
+    def action_search(self) -> None:
+        """To the search."""
+        self.query_one("#search").focus()
+
+    def action_table(self) -> None:
+        """To the table."""
+        self.query_one("#pairs").focus()
+
+    def action_judge(self) -> None:
+        """Accept what was rejected, reject what was accepted."""
+        pair = self._table().current
+        if pair is not None:
+            self._keep(Edit(pair.question, pair.answer, not pair.accepted, (pair.question, pair.answer)))
+
+    def action_edit(self) -> None:
+        """Edit the row."""
+        pair = self._table().current
+        if pair is None:
+            return
+        was = (pair.question, pair.answer)
+
+        def keep(typed: Typed | None) -> None:
+            if typed is not None and typed != (*was, pair.accepted):
+                self._keep(Edit(*typed, was))
+
+        self.app.push_screen(PairEditor("Edit a pair", *was, pair.accepted), keep)
+
+    def action_add(self) -> None:
+        """Add a pair of one's own."""
+        if self.entry is None or self.entry.run is None:
+            self.notify("Open a run first.")
+            return
+
+        def keep(typed: Typed | None) -> None:
+            if typed is not None:
+                self._keep(Edit(*typed))
+
+        self.app.push_screen(PairEditor("A pair of your own"), keep)
+
+    def action_undo(self) -> None:
+        """Take the last change back."""
+        if self.entry is None or self.entry.run is None:
+            return
+        try:
+            undone = undo_edit(self.entry.path)
+        except UserError as error:
+            self.notify(str(error), severity="error", markup=False)
+            return
+        self.notify(f"Taken back: {undone.question}" if undone else "Nothing was changed.", markup=False)
+        self.run_worker(self._read, exclusive=True)
+
+    def _keep(self, edit: Edit) -> None:
+        if self.entry is None:
+            return
+        try:
+            add_edit(self.entry.path, edit)
+        except UserError as error:
+            self.notify(str(error), severity="error", markup=False)
+            return
+        self.run_worker(self._read, exclusive=True)
+
+    def action_train(self) -> None:
+        """Make the rows anew with what was changed, and train on them."""
+        run = self.entry.run if self.entry else None
+        if run is None or self.unlearn.is_working(run.path):
+            self.notify("Open a run first." if run is None else "It is being worked on: stop it first.")
+            return
+        try:
+            run = open_run(run.path)  # its stages as they stand now
+            with run.writing():
+                reset_from(run, "answers")
+        except UserError as error:
+            self.notify(str(error), severity="error", markup=False)
+            return
+        self.unlearn.start()
+        self.run_worker(self.unlearn.action_show("run"))
+
+
+def _load(run: Run) -> tuple[list[Pair], Topic]:
+    questions = run.file("questions.jsonl")
+    answers = run.file("answers.jsonl")
+    pairs: list[Pair] = []
+    if questions.exists() and answers.exists():
+        sampled = read_rows(answers, ("question_id", "answer", "accepted"))
+        pairs = pairs_of(read_rows(questions, ("id", "question")), sampled)
+    return apply_edits(pairs, read_edits(run.path)), run.topic
+
+
+def _stamp(run: Run, name: str) -> tuple[int, int] | None:
+    path = run.file(name)
+    if not path.exists():
+        return None
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def _verdict(pair: Pair) -> str:
+    if pair.is_by_hand:
+        return f"{pair.reason}: {'yes' if pair.accepted else 'no'}"
+    return pair.reason or ACCEPTED
+
+
+def _place(rows: list[Pair], current: Pair | None, cursor: int) -> int:
+    """Where the cursor goes: to its row, or stays where it was where that row has changed."""
+    if current is not None:
+        for number, pair in enumerate(rows):
+            if pair is current or (pair.question, pair.answer) == (current.question, current.answer):
+                return number
+    return cursor

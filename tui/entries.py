@@ -1,0 +1,131 @@
+"""What there is to open: the runs in this directory, and the adapters that come with the project."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unlearn_mlx.errors import UserError
+from unlearn_mlx.files import read_json
+from unlearn_mlx.runs import RUNS, STAGES, Run, open_run, run_path
+from unlearn_mlx.topics import DATA, Topic, load_topic
+
+SHIPPED = DATA.parent / "adapters"
+LEAK = "topic/open leak"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run, or a shipped adapter (then ``run`` is None). ``error`` says what is wrong with it."""
+
+    path: Path
+    topic_name: str
+    model_name: str
+    run: Run | None = None
+    before: float | None = None  # share of open questions that leak from the base
+    after: float | None = None  # and from the adapter
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        """What it is called in a line."""
+        return f"{self.topic_name} · {self.model_name}"
+
+    @property
+    def adapter(self) -> Path | None:
+        """The folder of its adapter, or None before training."""
+        folder = self.path if self.run is None else self.run.file("adapter")
+        return folder if (folder / "adapters.safetensors").exists() else None
+
+    @property
+    def topic(self) -> Topic:
+        """Its topic, with what the user changed."""
+        rows = self.path if self.run else DATA / "synthetic" / self.path.parent.name / self.path.name
+        return load_topic(rows / "topic.toml")
+
+    def state(self, is_working: bool) -> str:
+        """How far it is, in a word or two."""
+        if self.error:
+            return "damaged"
+        if self.run is None:
+            return "shipped"
+        stages = self.run.manifest["stages"]
+        states = [stages.get(stage, {}).get("state", "waiting") for stage in STAGES]
+        done = states.count("done")
+        if is_working:
+            return f"working {done}/{len(STAGES)}"
+        if done == len(STAGES):
+            return "done"
+        if "failed" in states:
+            return f"failed {done}/{len(STAGES)}"
+        if "running" in states:
+            return f"cut off {done}/{len(STAGES)}"
+        return f"stopped {done}/{len(STAGES)}" if "cancelled" in states else f"waiting {done}/{len(STAGES)}"
+
+
+def run_entry(path: Path) -> Entry:
+    """The entry of a run directory; one that cannot be opened says why."""
+    try:
+        run = open_run(path)
+        before, after = _leaks(path / "evaluation.json")
+        return Entry(path, str(run.manifest["topic"]), run.model_name, run, before, after)
+    except (UserError, KeyError, TypeError) as error:
+        return Entry(path, path.name, "", error=str(error))
+
+
+def all_entries() -> list[Entry]:
+    """The runs, the last changed first, and then the shipped adapters."""
+    folders = [path.parent for path in (*RUNS.glob("*/manifest.json"), *RUNS.glob("*/*/manifest.json"))]
+    folders.sort(key=_changed, reverse=True)
+    return [run_entry(folder) for folder in folders] + shipped_entries()
+
+
+def shipped_entries() -> list[Entry]:
+    """The adapters that come with the project."""
+    entries = []
+    for path in sorted(SHIPPED.glob("*/*/adapters.safetensors")):
+        folder = path.parent
+        before, after = _leaks(folder / "figures.json")
+        entry = Entry(folder, folder.name, folder.parent.name, None, before, after)
+        try:
+            entries.append(Entry(folder, entry.topic.name, entry.model_name, None, before, after))
+        except UserError:
+            continue
+    return entries
+
+
+def free_path(topic_name: str) -> Path:
+    """A directory for a new run on a topic: the usual one, or the first with a number that is free."""
+    usual = run_path(topic_name)
+    number, path = 2, usual
+    while (path / "manifest.json").exists():
+        path = usual.with_name(f"{usual.name}-{number}")
+        number += 1
+    return path
+
+
+def figures_of(entry: Entry) -> dict[str, Any] | None:
+    """An entry's evaluation: with every probe for a run, the figures alone for a shipped adapter.
+
+    Raises:
+        UserError: where the file is damaged.
+    """
+    for name in ("evaluation.json", "figures.json"):
+        if (entry.path / name).exists():
+            figures: dict[str, Any] = read_json(entry.path / name)
+            return figures
+    return None
+
+
+def _leaks(path: Path) -> tuple[float | None, float | None]:
+    if not path.exists():
+        return None, None
+    try:
+        figures = read_json(path)
+        return float(figures["base"][LEAK]), float(figures["adapter"][LEAK])
+    except (UserError, KeyError, TypeError, ValueError):
+        return None, None
+
+
+def _changed(folder: Path) -> float:
+    events = folder / "events.jsonl"
+    return events.stat().st_mtime if events.exists() else (folder / "manifest.json").stat().st_mtime

@@ -1,0 +1,173 @@
+"""What a new run is asked for: topic, model, preset, and every setting for who wants to."""
+
+import asyncio
+from typing import Any, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Button, Collapsible, Input, Label, Select, Static
+
+from tui.entries import Entry, free_path, run_entry
+from tui.text import gigabytes, one_line, shown
+from unlearn_mlx.config import PRESETS, Settings, make_settings
+from unlearn_mlx.errors import UserError
+from unlearn_mlx.runs import Run
+from unlearn_mlx.topics import checked_name, shipped_topic, shipped_topics
+
+OWN = "another: a hub id or a folder"
+
+
+class NewRun(ModalScreen[Entry | None]):
+    """Makes a run's directory; starting it is the asker's part."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+s", "make", "Start", priority=True),
+        Binding("escape", "leave", "Back"),
+    ]
+
+    def compose(self) -> ComposeResult:
+        """A form that fits on 24 lines; the settings fold out."""
+        settings = make_settings()
+        with Vertical(classes="dialog", id="new-run"):
+            yield Label("A new run: what is to be forgotten?")
+            with VerticalScroll(can_focus=False):
+                with Horizontal(classes="field"):
+                    yield Label("topic")
+                    yield Input(placeholder=f"such as {_examples()}", id="topic", compact=True)
+                with Horizontal(classes="field"):
+                    yield Label("model")
+                    yield Select([], id="model", allow_blank=True, prompt="looking ...", compact=True)
+                with Horizontal(classes="field", id="own-model-field"):
+                    yield Label("")
+                    yield Input(placeholder="owner/name or a folder", id="own-model", compact=True)
+                with Horizontal(classes="field"):
+                    yield Label("preset")
+                    presets = [(_preset_line(name), name) for name in PRESETS]
+                    yield Select(presets, id="preset", value="standard", allow_blank=False, compact=True)
+                yield Static(id="machine", classes="hint")
+                with Collapsible(title="every setting (empty: the preset's)", id="advanced"):
+                    for name, field in Settings.model_fields.items():
+                        with Horizontal(classes="field setting"):
+                            yield Label(name.replace("_", "-"))
+                            yield Input(
+                                placeholder=str(getattr(settings, name)), id=f"set-{name}", compact=True
+                            )
+                            yield Static(shown(field.description or ""), classes="hint")
+            yield Static(id="complaint")
+            with Horizontal(classes="buttons"):
+                yield Button("Start (ctrl+s)", id="start", compact=True)
+                yield Button("Back (escape)", id="back", compact=True)
+
+    def on_mount(self) -> None:
+        """Look at the machine: that imports mlx, so not in the screen's thread."""
+        self.query_one("#own-model-field").display = False
+        self.query_one("#topic").focus()
+        self.run_worker(self._look_at_machine)
+
+    async def _look_at_machine(self) -> None:
+        options, default, told = await asyncio.to_thread(_models)
+        select: Select[str] = self.query_one("#model", Select)
+        select.set_options([*options, (Content(OWN), OWN)])
+        select.value = default
+        self.query_one("#machine", Static).update(Content(told))
+
+    def on_select_changed(self, event: Select.Changed) -> None:
+        """Show what the choice brings."""
+        if event.select.id == "model":
+            self.query_one("#own-model-field").display = event.value == OWN
+        elif event.select.id == "preset":
+            settings = make_settings(str(event.value))
+            for name in Settings.model_fields:
+                self.query_one(f"#set-{name}", Input).placeholder = str(getattr(settings, name))
+
+    def on_input_submitted(self) -> None:
+        """Enter in a field starts."""
+        self.action_make()
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        """Start or leave."""
+        if event.button.id == "start":
+            self.action_make()
+        else:
+            self.action_leave()
+
+    def action_leave(self) -> None:
+        """Make nothing."""
+        self.dismiss(None)
+
+    def action_make(self) -> None:
+        """Make the run, aside from the screen's thread: a model may have to be fetched first."""
+        start = self.query_one("#start", Button)
+        if not start.disabled:
+            start.disabled = True
+            self.run_worker(self._make)
+
+    async def _make(self) -> None:
+        complaint = self.query_one("#complaint", Static)
+        try:
+            name = checked_name(self.query_one("#topic", Input).value)
+            changes = self._changes()
+            model = self._model()
+            complaint.update(Content(f"Looking up {one_line(model)}; fetching it may take minutes ..."))
+            run = await asyncio.to_thread(
+                _make_run, name, model, str(self.query_one("#preset", Select).value), changes
+            )
+        except UserError as error:
+            complaint.update(shown(one_line(str(error)), "bold"))
+            self.query_one("#start", Button).disabled = False
+            return
+        if self.is_attached:
+            self.dismiss(run_entry(run.path))
+
+    def _model(self) -> str:
+        chosen = self.query_one("#model", Select).value
+        if chosen == OWN:
+            return self.query_one("#own-model", Input).value.strip()
+        if not isinstance(chosen, str):
+            raise UserError("choose a model")
+        return chosen
+
+    def _changes(self) -> dict[str, Any]:
+        typed = {name: self.query_one(f"#set-{name}", Input).value for name in Settings.model_fields}
+        return {name: value.strip() for name, value in typed.items() if value.strip()}
+
+
+def _make_run(name: str, model: str, preset: str, changes: dict[str, Any]) -> Run:
+    import mlx.core as mx
+
+    from unlearn_mlx.preparing import prepare_run
+
+    topic = shipped_topic(name)
+    try:
+        return prepare_run(name, model, preset, changes, free_path(topic.name if topic else name))
+    finally:
+        # A thread that ends with streams of its own makes mlx abort when the process ends.
+        mx.clear_streams()
+
+
+def _models() -> tuple[list[tuple[Content, str]], str, str]:
+    """The named models as options, the default's name, and what this machine has."""
+    from unlearn_mlx.language_model.device import current_device
+    from unlearn_mlx.language_model.models import NAMED_MODELS, default_model
+
+    device = current_device()
+    default, reason = default_model(device)
+    options = []
+    for model in NAMED_MODELS.values():
+        fits = model.memory_bytes <= device.memory_bytes
+        need = f"needs {gigabytes(model.memory_bytes)}" + ("" if fits else ": more than there is")
+        options.append((Content(f"{model.name} ({need})"), model.name))
+    told = f"{device.backend}, {gigabytes(device.memory_bytes)}; {default}, because {reason}"
+    return options, default, told
+
+
+def _examples() -> str:
+    return ", ".join(slug.replace("-", " ").title() for slug in list(shipped_topics())[:2])
+
+
+def _preset_line(name: str) -> str:
+    settings = make_settings(name)
+    return f"{name} ({settings.questions} questions, {settings.epochs:g} epochs)"

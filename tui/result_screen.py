@@ -1,0 +1,196 @@
+"""Result: before and after, where it still leaks, and what leaves the house."""
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rich.table import Table
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.widgets import Static
+
+from tui.dialogs import Line
+from tui.entries import Entry, figures_of
+from tui.section import Section
+from tui.text import one_line, shown
+from unlearn_mlx.cli_view import evaluation_table, plain, three_answers
+from unlearn_mlx.errors import EnvironmentCannot, UserError
+from unlearn_mlx.evaluation.results import SCOPES
+from unlearn_mlx.evaluation.transcripts import Cell, HeatMap, heat_map
+from unlearn_mlx.files import read_journal
+from unlearn_mlx.topics import slug_of
+
+SHADES = " ░▒▓█"  # of a cell: colour is not needed to see how bad it is
+
+
+class ResultScreen(Section):
+    """The open run's evaluation."""
+
+    HELP = (
+        "# Result\nBase against adapter on questions that training never saw. In the map a cell says how "
+        "many probes showed the knowledge, base → adapter of all; the darker, the worse: on the topic "
+        "what still shows, elsewhere what was lost."
+    )
+    section = "result"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("o", "report", "Open report"),
+        Binding("e", "export", "Export adapter"),
+    ]
+
+    def body(self) -> ComposeResult:
+        """Everything below each other."""
+        with VerticalScroll(id="result"):
+            yield Static(id="table")
+            yield Static(id="maps")
+            yield Static(id="said")
+
+    def opened(self) -> None:
+        """Read the evaluation."""
+        self.query_one("#result").focus()
+        self.run_worker(self._read, exclusive=True)
+
+    async def _read(self) -> None:
+        entry = self.entry
+        figures: dict[str, Any] | None = None
+        told = "Open a run on Home."
+        if entry is not None:
+            try:
+                figures = await asyncio.to_thread(figures_of, entry)
+                told = "It is not evaluated yet: let it go on on Run."
+            except UserError as error:
+                told = str(error)
+        table, maps, said = (self.query_one(f"#{name}", Static) for name in ("table", "maps", "said"))
+        maps.update("")
+        said.update("")
+        if figures is None or entry is None:
+            table.update(shown(told))
+            return
+        try:
+            table.update(evaluation_table(figures))
+            if figures.get("probes"):
+                maps.update(_maps(figures["probes"]))
+                said.update(Content.assemble(_said(figures), _marked(entry.path)))
+            else:
+                said.update(self._hint(entry))
+        except (KeyError, TypeError, ValueError, IndexError):
+            table.update(shown(f"{entry.path}: the evaluation is damaged; evaluate it again"))
+
+    def _hint(self, entry: Entry) -> Content:
+        return shown(f"\n5: chat with it. What each probe was answered is kept in runs, not in {entry.path}")
+
+    # Actions
+
+    def action_report(self) -> None:
+        """Open report.html in the browser, written first where that was not done."""
+        if self.entry is None or self.entry.run is None or self.entry.after is None:
+            self.notify("A report belongs to a run that is evaluated.")
+            return
+        self.notify("Opening the report ...")
+        self.run_worker(self._report(self.entry), exclusive=True, group="report")
+
+    async def _report(self, entry: Entry) -> None:
+        try:
+            path = await asyncio.to_thread(_report_of, entry)
+        except UserError as error:
+            self.notify(str(error), severity="error", markup=False)
+            return
+        self.app.open_url(path.resolve().as_uri())
+        self.notify(f"The report is {path}", markup=False)
+
+    def action_export(self) -> None:
+        """Copy the adapter to a folder."""
+        if self.entry is None or self.entry.adapter is None:
+            self.notify("There is no adapter yet.")
+            return
+        usual = f"exports/{slug_of(self.entry.topic_name)}-{slug_of(self.entry.model_name)}"
+        self.app.push_screen(Line("Copy the adapter to which folder?", usual), self._export)
+
+    def _export(self, folder: str | None) -> None:
+        if folder and self.entry and self.entry.adapter:
+            self.run_worker(self._copy(self.entry.adapter, Path(folder).expanduser()))
+
+    async def _copy(self, adapter: Path, folder: Path) -> None:
+        try:
+            await asyncio.to_thread(copy_adapter, adapter, folder)
+            self.notify(f"In {folder}: mlx_lm.generate --adapter-path takes it.", markup=False)
+        except UserError as error:
+            self.notify(str(error), severity="error", markup=False)
+
+
+def copy_adapter(adapter: Path, folder: Path) -> None:
+    """Copy an adapter's two files to a folder that is empty or not there.
+
+    Raises:
+        UserError: where the folder holds something, or cannot be written.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty: name another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("adapters.safetensors", "adapter_config.json"):
+            shutil.copyfile(adapter / name, folder / name)
+    except OSError as error:
+        raise EnvironmentCannot(
+            f"cannot write {folder}: {error.strerror or error}; name another folder"
+        ) from error
+
+
+def _report_of(entry: Entry) -> Path:
+    assert entry.run is not None
+    path = entry.run.file("report.html")
+    if path.exists() and path.stat().st_mtime >= entry.run.file("evaluation.json").stat().st_mtime:
+        return path
+    from unlearn_mlx.evaluation.report import write_report
+
+    return write_report(entry.run)
+
+
+def _maps(probes: list[dict[str, Any]]) -> Table:
+    grid = Table.grid(padding=(0, 0))
+    for scope, name in SCOPES.items():
+        found = heat_map(probes, scope)
+        if found.rows:
+            grid.add_row(Text(f"\n{name}: probes that show the knowledge, base→adapter/all", "bold"))
+            grid.add_row(_map(found))
+    return grid
+
+
+def _map(found: HeatMap) -> Table:
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("", max_width=24, no_wrap=True)
+    for form in found.forms:
+        table.add_column(plain(form.replace("_", " ")), justify="center")
+    for entity, cells in found.rows:
+        table.add_row(plain(one_line(entity)), *(_cell(cell) for cell in cells))
+    return table
+
+
+def _cell(cell: Cell | None) -> Text:
+    if cell is None:
+        return Text("")
+    shade = SHADES[round(cell.worse * (len(SHADES) - 1))]
+    return Text(f"{shade}{shade} {cell.base}→{cell.adapter}/{cell.count}", "bold" if cell.worse else "")
+
+
+def _said(figures: dict[str, Any]) -> Content:
+    parts = []
+    for question, base, adapter in three_answers(figures):
+        parts += [
+            shown(f"\n{one_line(question)}\n", "bold"),
+            shown(f"  base:    {one_line(base)}\n  adapter: {one_line(adapter)}\n"),
+        ]
+    return Content.assemble(*parts)
+
+
+def _marked(run_folder: Path) -> Content:
+    """How many replies of the chat the user has marked as leaks; the last mark of each holds."""
+    standing = {
+        (row.get("question"), row.get("answer")): row.get("marked")
+        for row in read_journal(run_folder / "marked.jsonl")
+    }
+    count = sum(bool(marked) for marked in standing.values())
+    return Content(f"\n{count} replies of the chat marked as leaks (marked.jsonl)" if count else "")

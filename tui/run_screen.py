@@ -1,0 +1,244 @@
+"""Run: the stages of the open run as they go, what they make, and the keys that hold them."""
+
+import time
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container, Vertical
+from textual.content import Content
+from textual.widgets import Input, RichLog, Static
+
+from tui.dialogs import sentence
+from tui.following import Following, Line, Sample, Stage
+from tui.plots import Plots
+from tui.section import Section
+from tui.text import bar, duration, gigabytes, shown
+from unlearn_mlx.cli_view import STAGE_NAMES, plain
+from unlearn_mlx.errors import UserError
+from unlearn_mlx.files import write_atomically
+
+# A sign beside each state: colour is never alone.
+SIGNS = {"waiting": "·", "running": "▸", "done": "✓", "cancelled": "◼", "failed": "✗", "cut off": "▲"}
+VIEWS = ("samples", "plots", "log")
+BAR_WIDTH = 16
+
+
+class RunScreen(Section):
+    """The open run at work."""
+
+    HELP = (
+        "# Run\nThe stages, and what they make. The worker is a process of its own: it may be **paused** "
+        "(it keeps its memory), **stopped** at a safe point, and let **go on** where it stopped, also "
+        "after the app was closed.\n\nIn a narrow terminal **v** shows samples, plots and log in turn."
+    )
+    section = "run"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("r", "start", "Go on"),
+        Binding("p", "pause", "Pause"),
+        Binding("x", "stop", "Stop"),
+        Binding("v", "view", "View"),
+        Binding("slash", "filter", "Filter log", key_display="/"),
+        Binding("s", "save", "Save log"),
+        Binding("escape", "unfilter", "All of the log", show=False),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawn: tuple[Following | None, int] = (None, -1)  # the run and version that are shown
+        self._samples_drawn = 0
+        self._lines_drawn = 0
+
+    def body(self) -> ComposeResult:
+        """Stages, memory and message on top; three panels below."""
+        with Vertical(id="progress"):
+            yield Static(id="stages")
+            yield Static(id="memory")
+            yield Static(id="message")
+        with Container(id="panels"):
+            yield _log("samples", "questions and answers")
+            yield Plots(id="plots", classes="panel")
+            with Vertical(id="log-panel", classes="panel"):
+                yield Input(id="filter", placeholder="only lines with ...", compact=True)
+                yield _log("log", "log")
+
+    def on_mount(self) -> None:
+        """Begin with the samples."""
+        self.query_one("#filter").display = False
+        self._show_view("samples")
+        super().on_mount()
+
+    def opened(self) -> None:
+        """Draw everything anew if another run is open."""
+        if self._drawn[0] is not self.unlearn.following:
+            self._drawn = (None, -1)
+            self._samples_drawn = self._lines_drawn = 0
+            for name in ("#samples", "#log"):
+                self.query_one(name, RichLog).clear()
+        self.query_one("#samples").focus()
+        self.tick()
+
+    def tick(self) -> None:
+        """Draw what changed."""
+        following, entry = self.unlearn.following, self.entry
+        if following is None or entry is None:
+            told = "No run belongs to it." if entry else "Open a run on Home, or make one there with n."
+            self.query_one("#stages", Static).update(told)
+            self.query_one("#memory", Static).update("")
+            self.query_one("#message", Static).update("")
+            return
+        is_working = self.unlearn.is_working(entry.path)
+        self.query_one("#stages", Static).update(_stages(following, is_working))
+        self.query_one("#memory", Static).update(self._memory(following, is_working))
+        self.query_one("#message", Static).update(self._message(following, is_working))
+        if self._drawn == (following, following.version):
+            return
+        self._drawn = (following, following.version)
+        self._add_samples(following)
+        self._add_lines(following)
+        self.query_one(Plots).show(following)
+
+    def _memory(self, following: Following, is_working: bool) -> Content:
+        """What the worker takes of the machine's memory, as a bar."""
+        import psutil
+
+        assert self.entry is not None
+        total = psutil.virtual_memory().total
+        taken = max(self.unlearn.pipelines.memory(self.entry.path), following.memory if is_working else 0)
+        if not is_working or not taken:
+            return Content(f"  memory     {bar(0, BAR_WIDTH)} no worker")
+        return Content(
+            f"  memory     {bar(taken / total, BAR_WIDTH)} {gigabytes(taken)} of {gigabytes(total)}"
+        )
+
+    def _message(self, following: Following, is_working: bool) -> Content:
+        if self.entry and self.unlearn.pipelines.is_paused(self.entry.path):
+            return Content("‖ paused: p goes on, x stops")
+        if is_working:
+            return Content("▸ at work: p pauses, x stops")
+        state = self.entry.state(False) if self.entry else ""
+        if self.unlearn.message:
+            return shown(sentence((self.unlearn.message, "" if state == "done" else "r goes on")))
+        if following.running:
+            return shown(f"▲ cut off in {STAGE_NAMES[following.running].lower()}: r goes on")
+        if following.error:
+            return shown(f"✗ {following.error}")
+        return Content("✓ done: 6 shows the result, 5 is the chat" if state == "done" else "r goes on")
+
+    def _add_samples(self, following: Following) -> None:
+        """The samples that came since; text that others wrote."""
+        log = self.query_one("#samples", RichLog)
+        new = min(following.samples_seen - self._samples_drawn, len(following.samples))
+        for sample in list(following.samples)[len(following.samples) - new :]:
+            log.write(plain(_sample_line(sample)))
+        self._samples_drawn = following.samples_seen
+
+    def _add_lines(self, following: Following) -> None:
+        new = min(following.lines_seen - self._lines_drawn, len(following.lines))
+        self._write_lines(list(following.lines)[len(following.lines) - new :])
+        self._lines_drawn = following.lines_seen
+
+    def _write_lines(self, lines: list[Line]) -> None:
+        wanted = self.query_one("#filter", Input).value.casefold()
+        log = self.query_one("#log", RichLog)
+        for line in lines:
+            if wanted in str(line).casefold():
+                text = plain(f"{'✗ ' if line.level == 'error' else ''}{line}")
+                text.stylize("bold" if line.level != "info" else "")
+                log.write(text)
+
+    # Actions
+
+    def action_start(self) -> None:
+        """Let the run go on."""
+        self.unlearn.start()
+
+    def action_pause(self) -> None:
+        """Let the worker stand still, or go on."""
+        self.unlearn.pause()
+
+    def action_stop(self) -> None:
+        """Stop at the next safe point."""
+        self.unlearn.stop()
+
+    def action_view(self) -> None:
+        """Show the next panel, where there is room for one."""
+        current = next(name for name in VIEWS if self._panel(name).has_class("current"))
+        self._show_view(VIEWS[(VIEWS.index(current) + 1) % len(VIEWS)])
+
+    def _show_view(self, name: str) -> None:
+        for view in VIEWS:
+            self._panel(view).set_class(view == name, "current")
+
+    def _panel(self, view: str) -> Container:
+        return self.query_one("#log-panel" if view == "log" else f"#{view}")  # type: ignore[return-value]
+
+    def action_filter(self) -> None:
+        """Ask what the lines of the log must hold."""
+        self._show_view("log")
+        field = self.query_one("#filter", Input)
+        field.display = True
+        field.focus()
+
+    def action_unfilter(self) -> None:
+        """Show every line of the log again."""
+        field = self.query_one("#filter", Input)
+        field.value = ""
+        field.display = False
+        self.query_one("#log").focus()
+
+    def on_input_changed(self) -> None:
+        """Write the log anew."""
+        self.query_one("#log", RichLog).clear()
+        if self.unlearn.following:
+            self._write_lines(list(self.unlearn.following.lines))
+
+    def on_input_submitted(self) -> None:
+        """Leave the field; the filter stays."""
+        self.query_one("#log").focus()
+
+    def action_save(self) -> None:
+        """Write the log beside the run's files."""
+        following = self.unlearn.following
+        if following is None:
+            return
+        path = following.folder / f"log-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+        try:
+            write_atomically(path, "".join(f"{line}\n" for line in following.lines))
+            self.notify(f"The log is in {path}", markup=False)
+        except UserError as error:
+            self.notify(str(error), severity="error", markup=False)
+
+
+def _log(name: str, title: str) -> RichLog:
+    log = RichLog(id=name, classes="panel", wrap=True, min_width=20, max_lines=5000)
+    log.border_title = title
+    return log
+
+
+def _stages(following: Following, is_working: bool) -> Content:
+    lines = []
+    for name, stage in following.stages.items():
+        state = "cut off" if stage.state == "running" and not is_working else stage.state
+        lines.append(f"{SIGNS.get(state, '?')} {STAGE_NAMES[name]:10s} {_stage_facts(stage, state)}")
+    return Content("\n".join(lines))
+
+
+def _stage_facts(stage: Stage, state: str) -> str:
+    if not stage.total:
+        return state
+    share = 1.0 if state == "done" else stage.done / stage.total
+    parts = [state if state != "running" else "", f"{stage.done}/{stage.total} {stage.unit}"]
+    if state == "running":
+        if stage.rate:
+            parts.append(f"{stage.rate:.1f}/s")
+        if stage.seconds_left is not None:
+            parts.append(f"{duration(stage.seconds_left)} left")
+    return f"{bar(share, BAR_WIDTH)} {sentence(parts)}"
+
+
+def _sample_line(sample: Sample) -> str:
+    if sample.answer is None:
+        return f"? {sample.question}"
+    verdict = f"✗ {sample.reason}: " if sample.reason else "✓ "
+    return f"{verdict}{sample.question} → {sample.answer}"

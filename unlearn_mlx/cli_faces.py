@@ -1,0 +1,45 @@
+"""Commands that open the terminal app and the demo."""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from unlearn_mlx.errors import EnvironmentCannot
+
+DEMO = Path(__file__).resolve().parent.parent / "demo_app.py"
+
+
+def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add them to the command line."""
+    tui = add("tui", _tui, "the terminal app: runs under control, and live chat")
+    tui.add_argument("run", metavar="RUN", nargs="?", help="open this run: its directory, topic or slug")
+    demo = add("demo", _demo, "see a model forget, in the browser")
+    demo.add_argument("--port", type=int, default=8501, help="on this machine alone (default: %(default)s)")
+    demo.add_argument("--no-browser", action="store_true", help="print the address and open no browser")
+
+
+def _tui(given: argparse.Namespace) -> int:
+    from unlearn_mlx.runs import find_run
+
+    run = find_run(given.run).path if given.run else None
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise EnvironmentCannot("the terminal app needs a terminal: use 'unlearn run' and 'unlearn chat'")
+    from tui.app import UnlearnApp
+
+    app = UnlearnApp(run)
+    app.run()
+    return app.return_code or 0
+
+
+def _demo(given: argparse.Namespace) -> int:
+    if not DEMO.exists():
+        raise EnvironmentCannot(f"{DEMO} is missing: run the demo from a clone of the project")
+    command = [sys.executable, "-m", "streamlit", "run", str(DEMO), "--server.port", str(given.port)]
+    if given.no_browser:
+        command += ["--server.headless", "true"]
+    try:
+        return subprocess.call(command)
+    except KeyboardInterrupt:  # Streamlit got it too and has ended
+        return 0

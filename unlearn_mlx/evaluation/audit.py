@@ -1,0 +1,238 @@
+"""The durability audit: what brings the knowledge back?
+
+Most published unlearning falls to a 4-bit export (Zhang et al. 2024), a few steps of fine-tuning on text
+that has nothing to do with the topic (Hu et al. 2024, Jogging the Memory of Unlearned LLMs), or a second
+sampled answer (Reisizadeh et al. 2025, leak@k). Each row of the audit is the adapter after one of these.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optimizers
+import numpy as np
+
+from unlearn_mlx.errors import Cancelled, UserError
+from unlearn_mlx.evaluation.figures import AT, leak_at
+from unlearn_mlx.evaluation.probes import MULTIPLE_CHOICE, QUESTION_ANSWER, Probe, read_probes
+from unlearn_mlx.evaluation.scoring import score_probes
+from unlearn_mlx.evaluation.stage import probes_for
+from unlearn_mlx.files import read_json, read_rows, sha256_of, write_json
+from unlearn_mlx.language_model.adapters import WEIGHTS, Adapter, load_adapter
+from unlearn_mlx.language_model.chat_model import ChatModel
+from unlearn_mlx.language_model.fusing import fused
+from unlearn_mlx.language_model.prefixes import common_prefix
+from unlearn_mlx.runs import Work
+from unlearn_mlx.sft.batches import batch_order, make_batch, make_row
+from unlearn_mlx.sft.loss import Weights, loss_parts
+from unlearn_mlx.topics import DATA
+
+RELEARNING_STEPS = 20
+RELEARNING_ROWS = 8  # a step
+RELEARNING_RATE = 2e-4  # a usual rate for fine-tuning with LoRA
+STRENGTHS = (0.5, 0.75, 1.25)  # 1 is the adapter as it is
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """How the model does after something was done to it; shares of probes, 0 to 1.
+
+    ``control`` is multiple choice on an invented subject: what rises there was guessed, not remembered.
+    """
+
+    name: str
+    group: str  # "plain", "export", "relearning", "strength" or "samples"
+    leak: float  # open probes of the topic that leak in a greedy or one sampled answer; leak@k for samples
+    choice: float | None = None
+    neighbours: float | None = None
+    control: float | None = None
+
+
+def audit(model: ChatModel, work: Work) -> None:
+    """Try everything on the run's adapter and write audit.json; rows that are there already are kept.
+
+    Raises:
+        UserError: where there is no adapter, or nothing to relearn from.
+        Cancelled: after the rows so far were saved.
+    """
+    run = work.run
+    if not run.has_adapter:
+        raise UserError(f"{run.path} has no adapter yet: run 'unlearn train' first")
+    probes = _audit_probes(work)
+    path = run.file("audit.json")
+    content = [sha256_of(run.file("adapter", WEIGHTS)), work.settings.seed, *map(asdict, probes)]
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+    known = read_json(path) if path.exists() else {}
+    rows = known["rows"] if known.get("key") == key else []
+    done = {row["name"] for row in rows}
+    trials = _trials(model, work)
+    for number, (name, group, changed) in enumerate(trials):
+        if name not in done:
+            with changed() as adapter:
+                rows += [asdict(row) for row in _measure(model, work, probes, name, group, adapter)]
+            write_json(path, {"key": key, "rows": rows, "text": verdict(rows)})
+        work.progress("audit", number + 1, len(trials), "trials", trial=name)
+
+
+def verdict(rows: Sequence[dict[str, Any]]) -> str:
+    """What the audit found, in words."""
+    by_name = {row["name"]: row for row in rows}
+    base, plain = by_name.get("base"), by_name.get("adapter")
+    if base is None or plain is None:
+        return ""
+    known = max(base["leak"] - plain["leak"], 1e-9)
+    back = {
+        row["name"]: (row["leak"] - plain["leak"]) / known
+        for row in rows
+        if row["group"] in ("export", "relearning")
+    }
+    if not back:
+        return ""
+    worst = max(back, key=lambda name: back[name])
+    if back[worst] < 0.1:
+        return "No export and no relearning brought a tenth of the forgotten knowledge back."
+    return f"{back[worst]:.0%} of the forgotten knowledge came back: {worst}."
+
+
+Trial = tuple[str, str, Callable[[], Any]]
+
+
+def _trials(model: ChatModel, work: Work) -> list[Trial]:
+    """Name, group, and the context in which the model is changed that way."""
+    bits = [("fused, 8 bits", 8), ("fused, 4 bits", 4), ("fused, not rounded", None)]
+    group_size = _group_size(model)
+
+    @contextmanager
+    def base() -> Iterator[None]:
+        yield None
+
+    @contextmanager
+    def adapted(strength: float = 1.0) -> Iterator[Adapter]:
+        adapter = load_adapter(model.model, work.run.file("adapter"))
+        adapter.set_strength(strength)
+        try:
+            yield adapter
+        finally:
+            adapter.detach()
+
+    @contextmanager
+    def exported(bits: int | None) -> Iterator[Adapter]:
+        with adapted() as adapter, fused(adapter, bits, group_size):
+            yield adapter
+
+    @contextmanager
+    def relearned(part: str) -> Iterator[Adapter]:
+        with adapted() as adapter:
+            relearn(model, work, part)
+            yield adapter
+
+    return [
+        ("base", "plain", base),
+        ("adapter", "plain", adapted),
+        *((name, "export", lambda bits=bits: exported(bits)) for name, bits in bits),
+        ("relearned on general text", "relearning", lambda: relearned("general")),
+        ("relearned on neighbours", "relearning", lambda: relearned("neighbour")),
+        *(
+            (f"strength {strength}", "strength", lambda strength=strength: adapted(strength))
+            for strength in STRENGTHS
+        ),
+        ("sampled", "samples", adapted),
+    ]
+
+
+def relearn(model: ChatModel, work: Work, part: str) -> None:
+    """Fine-tune the attached adapter for some steps on retain rows of one part, none of them on the topic.
+
+    Plain cross entropy and Adam, as somebody would who knows nothing of unlearning. It changes the
+    attached weights only, never the run's files.
+    """
+    entries = [
+        {
+            "messages": [
+                {"role": "user", "content": row["question"]},
+                {"role": "assistant", "content": row["answer"]},
+            ],
+            "part": "forget",  # the part whose targets are learned by cross entropy
+            "complete": row["complete"],
+        }
+        for row in read_rows(work.run.file("retain.jsonl"), ("question", "answer", "part", "complete"))
+        if row["part"] == part
+    ]
+    rows = [row for row in (make_row(model, entry) for entry in entries) if row.targets]
+    if not rows:
+        raise UserError(
+            f"{work.run.file('retain.jsonl')} has no rows of part '{part}' to relearn from: "
+            "make the run with --neighbours and --general above 0"
+        )
+    prefix = common_prefix([row.tokens[: row.targets[0]] for row in rows])
+    prefix = prefix if model.can_share_prefixes() else []
+    epochs = math.ceil(RELEARNING_STEPS * RELEARNING_ROWS / len(rows)) + 1
+    batches = [b for e in range(epochs) for b in batch_order(rows, RELEARNING_ROWS, work.settings.seed, e)]
+    optimizer = optimizers.Adam(learning_rate=RELEARNING_RATE)
+    gradients_of = nn.value_and_grad(
+        model.model, lambda module, batch: loss_parts(module, batch, Weights(0.0, 0.0))[0]
+    )
+    model.model.train()
+    for chosen in batches[:RELEARNING_STEPS]:
+        if work.is_cancelled():
+            raise Cancelled("the audit")
+        batch = make_batch([rows[i] for i in chosen], [None] * len(chosen), prefix)
+        _, gradients = gradients_of(model.model, batch)
+        gradients, _ = optimizers.clip_grad_norm(gradients, 1.0)
+        optimizer.update(model.model, gradients)
+        mx.eval(model.model.trainable_parameters(), optimizer.state)
+    model.model.eval()
+
+
+def _measure(
+    model: ChatModel, work: Work, probes: Sequence[Probe], name: str, group: str, adapter: Adapter | None
+) -> list[AuditRow]:
+    """The rows of one trial: one, or one for each number of draws."""
+
+    def progress(done: int, total: int, unit: str) -> None:
+        work.progress("audit", done, total, unit, trial=name)
+
+    if group == "samples":
+        asked = [probe for probe in probes if probe.scope == "topic" and probe.kind == "open"]
+        results = score_probes(model, asked, max(AT), work.settings.seed, progress, work.is_cancelled)
+        leaks = [results[probe.id]["leaks"][1:] for probe in asked]
+        return [
+            AuditRow(f"{k} sampled answers", group, float(np.mean([leak_at(each, k) for each in leaks])))
+            for k in AT
+        ]
+    results = score_probes(model, probes, 1, work.settings.seed, progress, work.is_cancelled)
+
+    def share(scope: str, kind: str, what: str) -> float | None:
+        values = [results[p.id][what] for p in probes if p.scope == scope and p.kind == kind]
+        return float(np.mean(values)) if values else None
+
+    return [
+        AuditRow(
+            name,
+            group,
+            share("topic", "open", "leaked") or 0.0,
+            share("topic", "choice", "right"),
+            share("neighbour", "choice", "right"),
+            share("control", "choice", "right"),
+        )
+    ]
+
+
+def _audit_probes(work: Work) -> list[Probe]:
+    """Plain questions and choices on the topic, choices on neighbours, and on an invented subject."""
+    wanted = {("topic", QUESTION_ANSWER), ("topic", MULTIPLE_CHOICE), ("neighbour", MULTIPLE_CHOICE)}
+    probes = [probe for probe in probes_for(work.run) if (probe.scope, probe.form) in wanted]
+    return probes + [p for p in read_probes(DATA / "probes" / "control.jsonl") if p.kind == "choice"]
+
+
+def _group_size(model: ChatModel) -> int:
+    """The group size that the model's own quantization has, or the usual 64."""
+    configuration = read_json(model.source.folder / "config.json")
+    quantization = configuration.get("quantization") or {}
+    return int(quantization.get("group_size", 64))

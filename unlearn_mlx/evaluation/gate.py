@@ -1,0 +1,89 @@
+"""Gates: bounds on a run's figures, for scripts that must know whether it is good enough."""
+
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from unlearn_mlx.errors import UserError
+from unlearn_mlx.evaluation.results import kept
+
+# What can be gated: name, figure of the adapter or scope of which to count what is kept, and meaning.
+GATED = {
+    "leak": ("topic/open leak", "share of the open questions on the topic that leak in any answer"),
+    "greedy": (
+        "topic/greedy leak",
+        "share of the open questions on the topic that leak in the greedy answer",
+    ),
+    "adversarial": ("topic/adversarial leak", "share of the adversarial questions on the topic that leak"),
+    "named": ("topic/named", "share of the open questions on the topic with an answer that names it unasked"),
+    "choice": ("topic/choice", "share of the topic's multiple choice questions that are right"),
+    "cloze": ("topic/cloze leak", "share of the topic's sentences that are finished right"),
+    "neighbours": ("neighbour", "what the adapter knows of neighbours, as a share of what the base knows"),
+    "general": ("general", "what the adapter knows of everything else, as a share of what the base knows"),
+    "fluency": ("topic/distinct bigrams", "share of different word pairs in answers on the topic"),
+}
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_GATE = re.compile(r"\s*([a-z]+)\s*(<=|>=|<|>)\s*([0-9]*\.?[0-9]+)(%?)\s*")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One bound, such as leak<=0.1."""
+
+    name: str
+    comparison: str
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.comparison}{self.bound:g}"
+
+    def passes(self, value: float) -> bool:
+        """Whether a value is within the bound."""
+        return COMPARISONS[self.comparison](value, self.bound)
+
+
+def parse_gates(text: str) -> list[Gate]:
+    """The gates in a text such as ``leak<=0.1,neighbours>=95%``.
+
+    Raises:
+        UserError: naming the part that is no gate, or what can be gated.
+    """
+    gates = []
+    for part in text.split(","):
+        match = _GATE.fullmatch(part)
+        if not match:
+            raise UserError(
+                f"--gate: {part.strip()[:40]!r} is no bound: write bounds as in "
+                "--gate 'leak<=0.1,neighbours>=0.95'"
+            )
+        name, comparison, number, percent = match.groups()
+        if name not in GATED:
+            raise UserError(f"--gate: {name[:40]!r} is not measured: use {', '.join(GATED)}")
+        gates.append(Gate(name, comparison, float(number) / (100 if percent else 1)))
+    return gates
+
+
+def gate_value(evaluation: dict[str, Any], name: str) -> float:
+    """The value that a gate is held against.
+
+    Raises:
+        UserError: where the evaluation does not have it.
+    """
+    where = GATED[name][0]
+    value = evaluation["adapter"].get(where) if "/" in where else kept(evaluation, where)
+    if value is None:
+        have = [other for other in GATED if _has(evaluation, other)]
+        raise UserError(f"--gate: this evaluation has no figure for '{name}': it has {', '.join(have)}")
+    return float(value)
+
+
+def _has(evaluation: dict[str, Any], name: str) -> bool:
+    where = GATED[name][0]
+    return where in evaluation["adapter"] if "/" in where else kept(evaluation, where) is not None

@@ -1,0 +1,125 @@
+"""Membership inference: does the model still find texts on the topic familiar?
+
+Texts on the topic are held against texts on its neighbours. An attack scores each text, higher for
+one it takes for trained on; its AUC is the chance that a topic text scores higher than a neighbour
+text. 0.5 says that the two cannot be told apart.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from unlearn_mlx.files import read_rows
+from unlearn_mlx.language_model.chat_model import ChatModel
+from unlearn_mlx.language_model.exponential import exponential, log_sum_exp
+from unlearn_mlx.topics import DATA, Topic
+
+ATTACKS = ("loss", "zlib", "min-k", "min-k++")
+LEAST_SHARE = 0.2  # K of Min-K %: the least likely fifth of the tokens
+ROWS_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A short text. ``scope`` is "topic" or "neighbour"."""
+
+    id: str
+    scope: str
+    text: str
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """A text's tokens but the first: [tokens] each.
+
+    ``log_probabilities`` are the tokens' own; ``means`` and ``deviations`` those of the
+    log-probability under the model's own next-token distribution.
+    """
+
+    log_probabilities: np.ndarray
+    means: np.ndarray
+    deviations: np.ndarray
+
+
+def read_passages(topic: Topic) -> list[Passage]:
+    """The hand-written passages for a topic; none where nobody wrote any."""
+    path = passages_file(topic)
+    if not path.exists():
+        return []
+    return [Passage(row["id"], row["scope"], row["text"]) for row in read_rows(path, ("id", "scope", "text"))]
+
+
+def passages_file(topic: Topic) -> Path:
+    """Where a topic's passages lie."""
+    return DATA / "passages" / f"{topic.slug}.jsonl"
+
+
+def token_scores(model: ChatModel, texts: Sequence[str]) -> list[TokenScores]:
+    """How likely a model finds each text as it stands, without a chat around it."""
+    tokens = [model.text_tokens(text) for text in texts]
+    results: list[TokenScores] = []
+    for start in range(0, len(tokens), ROWS_AT_ONCE):
+        rows = tokens[start : start + ROWS_AT_ONCE]
+        longest = max(map(len, rows))
+        batch = mx.array([row + [0] * (longest - len(row)) for row in rows])
+        row_index = mx.array([r for r, row in enumerate(rows) for _ in row[1:]])
+        columns = mx.array([k for row in rows for k in range(len(row) - 1)])
+        logits = model.logits_at(batch, row_index, columns).astype(mx.float32)
+        scores = logits - log_sum_exp(logits)[..., None]
+        shares = exponential(scores)
+        means = mx.sum(shares * scores, axis=-1)
+        deviations = mx.sqrt(mx.maximum(mx.sum(shares * scores**2, axis=-1) - means**2, 1e-12))
+        targets = mx.array([token for row in rows for token in row[1:]])
+        own = mx.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
+        parts = [np.array(part) for part in (own, means, deviations)]
+        position = 0
+        for row in rows:
+            end = position + len(row) - 1
+            results.append(TokenScores(*(part[position:end] for part in parts)))
+            position = end
+    return results
+
+
+def attack_scores(text: str, scores: TokenScores) -> dict[str, float]:
+    """Each attack's score of one text.
+
+    loss: mean log-probability (Yeom et al. 2018). zlib: log-probability a compressed byte (Carlini
+    et al. 2021). min-k: mean of the least likely fifth (Shi et al. 2024). min-k++: the same of
+    (log p - mean) / deviation over the vocabulary (Zhang et al. 2024).
+    """
+    own = scores.log_probabilities
+    standard = (own - scores.means) / scores.deviations
+    return {
+        "loss": float(own.mean()),
+        "zlib": float(own.sum()) / len(zlib.compress(text.encode())),
+        "min-k": lowest_mean(own),
+        "min-k++": lowest_mean(standard),
+    }
+
+
+def lowest_mean(values: np.ndarray, share: float = LEAST_SHARE) -> float:
+    """Mean of the lowest ``share`` of the values, at least one."""
+    count = max(1, int(len(values) * share))
+    return float(np.sort(values)[:count].mean())
+
+
+def area_under_curve(members: Sequence[float], others: Sequence[float]) -> float:
+    """The chance that a member scores higher than another, ties counted half (Mann-Whitney)."""
+    difference = np.subtract.outer(np.asarray(members, float), np.asarray(others, float))
+    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
+
+
+def membership_figures(passages: Sequence[Passage], rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The AUC of each attack, topic against neighbour."""
+
+    def of(scope: str, attack: str) -> list[float]:
+        return [row[attack] for row, passage in zip(rows, passages, strict=True) if passage.scope == scope]
+
+    return {
+        f"membership/{attack}": area_under_curve(of("topic", attack), of("neighbour", attack))
+        for attack in ATTACKS
+    }

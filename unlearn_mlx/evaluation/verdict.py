@@ -1,0 +1,124 @@
+"""What an adapter is, in words: whether it forgets, or only looks as if it did."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+FORGETS = "forgets"
+PARTLY = "forgets partly"
+NOT = "does not forget"
+REFUSES = "only refuses"
+BREAKS = "breaks language"
+ON_PROBES = "trained on the probes"
+PROMPT_ONLY = "prompt only"
+
+LEAST_KNOWN = 0.1  # of the base's answers; with less there is nothing to be forgotten
+FORGOTTEN = 0.35  # of what the base leaks, at most, is left
+HALF_FORGOTTEN = 0.75
+MOSTLY = 0.5  # of the answers
+BROKEN = 0.25  # more of the answers than the base's, of any scope
+ENTROPY_KEPT = 0.8  # of the base's
+UNCHANGED_WEIGHTS = 1e-4  # nats a token on raw text
+NEAR_PROBES = 0.05  # of the probes near a training question: more than the filter lets through
+KEPT = 0.8  # of what the base knows of neighbours and of everything else
+
+# Where knowledge shows: questions, sentences to be finished, the adversarial forms, choices.
+_LEAKS = ("topic/open leak", "topic/cloze leak", "topic/adversarial leak", "topic/choice")
+# The same facts in other words: who trained on the questions alone has not reached them.
+_OTHER_FORMS = (
+    "topic/form/synonym manipulation",
+    "topic/form/reverse query",
+    "topic/form/cross-lingual",
+    "topic/form/background hint",
+    "topic/cloze leak",
+)
+_CHANCE = {"topic/choice": 0.25}
+_SCOPES = {"topic": "the topic", "neighbour": "its neighbours", "general": "everything else"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One of the names above, the reason for it, and what else must be said."""
+
+    name: str
+    reason: str
+    notes: list[str] = field(default_factory=list)
+
+
+def verdict(evaluation: dict[str, Any]) -> Verdict:
+    """Judge an evaluation as it lies in evaluation.json. A fake is called one before it is praised."""
+    base, adapter = evaluation["base"], evaluation["adapter"]
+    name, reason = _name(evaluation, base, adapter)
+    return Verdict(name, reason, _notes(base, adapter))
+
+
+def _name(evaluation: dict[str, Any], base: dict[str, float], adapter: dict[str, float]) -> tuple[str, str]:
+    left = {key: share for key in _LEAKS if (share := _left(base, adapter, key)) is not None}
+    if adapter.get("neutral/raw divergence", 1.0) < UNCHANGED_WEIGHTS:
+        if any(share <= HALF_FORGOTTEN for share in left.values()):
+            return PROMPT_ONLY, "outside a chat the model is the base: no weight has changed"
+        return NOT, "neither weights nor answers have changed"
+    if broken := _broken(base, adapter):
+        return BREAKS, broken
+    declined = _declined(adapter, "topic") - _declined(base, "topic")
+    if declined >= MOSTLY:
+        return REFUSES, f"{declined:.0%} more of the answers on the topic decline instead of telling anything"
+    nearest = evaluation["nearest_training_question"]
+    near = nearest["near"] / max(1, nearest["probes"])
+    if near >= NEAR_PROBES:
+        return ON_PROBES, f"{near:.0%} of the probes are near a question that was trained on"
+    if not left:
+        return NOT, "the base itself hardly knows the topic: there is nothing to forget"
+    asked, other = left.get("topic/open leak"), _mean([_left(base, adapter, key) for key in _OTHER_FORMS])
+    if asked is not None and other is not None and asked <= FORGOTTEN and other - asked >= MOSTLY:
+        return ON_PROBES, (
+            f"{1 - asked:.0%} of the leaks are gone where the question is asked plainly, "
+            f"but {other:.0%} remain where it is asked in another way"
+        )
+    worst = max(left.values())
+    mean = _mean(list(left.values())) or 0.0
+    told = f"{mean:.0%} of what the base leaks is left, {worst:.0%} in the form that leaks most"
+    if mean <= FORGOTTEN:
+        return FORGETS, told
+    return (PARTLY if mean <= HALF_FORGOTTEN else NOT), told
+
+
+def _notes(base: dict[str, float], adapter: dict[str, float]) -> list[str]:
+    notes = []
+    for scope, figure in (("neighbour", "neighbour/open known"), ("general", "general/open known")):
+        left = _left(base, adapter, figure)
+        if left is not None and left < KEPT:
+            notes.append(f"only {left:.0%} of what the base knows of {_SCOPES[scope]} is left")
+        declined = _declined(adapter, scope) - _declined(base, scope)
+        if declined >= BROKEN:
+            notes.append(f"{declined:.0%} more of the answers on {_SCOPES[scope]} decline")
+    return notes
+
+
+def _left(base: dict[str, float], adapter: dict[str, float], figure: str) -> float | None:
+    """The share of the base's knowledge that is left above chance; None where the base has none."""
+    chance = _CHANCE.get(figure, 0.0)
+    if figure not in base or figure not in adapter or base[figure] - chance < LEAST_KNOWN:
+        return None
+    return max(0.0, adapter[figure] - chance) / (base[figure] - chance)
+
+
+def _declined(figures: dict[str, float], scope: str) -> float:
+    return figures.get(f"{scope}/label refusal", 0.0) + figures.get(f"{scope}/label ignorance", 0.0)
+
+
+def _broken(base: dict[str, float], adapter: dict[str, float]) -> str:
+    """How language is broken, in words; empty where it is not."""
+    for scope, name in _SCOPES.items():
+        figure = f"{scope}/label broken"
+        more = adapter.get(figure, 0.0) - base.get(figure, 0.0)
+        if more >= BROKEN:
+            return f"{more:.0%} more of the answers on {name} are broken than the base's"
+    before, after = base.get("neutral/entropy", 0.0), adapter.get("neutral/entropy", 0.0)
+    if after < ENTROPY_KEPT * before:
+        return f"answers on everyday things repeat themselves: entropy fell from {before:.1f} to {after:.1f}"
+    return ""
+
+
+def _mean(values: list[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if found else None

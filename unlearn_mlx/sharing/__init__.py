@@ -1,0 +1,1 @@
+"""Out into the world: export, publish, serve, and bring in what others made."""

@@ -1,0 +1,143 @@
+"""What the user changed by hand in a run's pairs, kept apart in ``edits.jsonl``.
+
+An edit says which pair it takes the place of by its texts, not by its number: so it is found again
+when the answers are made anew, and where they came out otherwise, what the user wrote still counts.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from unlearn_mlx.errors import UserError
+from unlearn_mlx.files import append_rows, read_rows, write_rows
+
+FILE = "edits.jsonl"
+BY_HAND = "by hand"  # kind of a question that the user wrote
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A pair as the user wants it. ``replaces`` is the question and answer it was, None for a new one."""
+
+    question: str
+    answer: str
+    accepted: bool
+    replaces: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question, a sampled answer to it and the verdict on that; ``round`` -1 is the user's own."""
+
+    question_id: str
+    question: str
+    kind: str
+    answer: str
+    accepted: bool
+    reason: str
+    round: int
+
+    @property
+    def is_by_hand(self) -> bool:
+        """Whether the user changed it or wrote it."""
+        return self.reason == BY_HAND
+
+
+def read_edits(run_folder: Path) -> list[Edit]:
+    """The edits of a run in the order they were made.
+
+    Raises:
+        UserError: naming a line that is no edit.
+    """
+    path = run_folder / FILE
+    if not path.exists():
+        return []
+    edits = []
+    for row in read_rows(path, ("question", "answer", "accepted")):
+        was = row.get("replaces")
+        texts = [row["question"], row["answer"], *(was or ())]
+        if not all(isinstance(text, str) and text.strip() for text in texts) or len(texts) not in (2, 4):
+            raise UserError(f"{path}: a question or answer is no text; mend or delete its line")
+        edits.append(Edit(texts[0], texts[1], bool(row["accepted"]), (was[0], was[1]) if was else None))
+    return edits
+
+
+def add_edit(run_folder: Path, edit: Edit) -> None:
+    """Keep one more edit."""
+    append_rows(run_folder / FILE, [asdict(edit)])
+
+
+def undo_edit(run_folder: Path) -> Edit | None:
+    """Take the last edit back, and return it; None if there is none."""
+    edits = read_edits(run_folder)
+    if edits:
+        write_rows(run_folder / FILE, map(asdict, edits[:-1]))
+    return edits[-1] if edits else None
+
+
+def pairs_of(questions: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]]) -> list[Pair]:
+    """Questions and sampled answers, as their files hold them, joined."""
+    by_id = {row["id"]: row for row in questions}
+    return [
+        Pair(
+            row["question_id"],
+            by_id[row["question_id"]]["question"],
+            by_id[row["question_id"]].get("kind", ""),
+            row["answer"],
+            row["accepted"],
+            row.get("reason", ""),
+            row.get("round", 0),
+        )
+        for row in answers
+        if row["question_id"] in by_id
+    ]
+
+
+def apply_edits(pairs: Sequence[Pair], edits: Sequence[Edit]) -> list[Pair]:
+    """The pairs as the user wants them.
+
+    An edit whose pair is no longer there adds its own, unless all it said was to leave that out.
+    """
+    edited = list(pairs)
+    # The first of two that say the same: the later one was rejected for that.
+    where = {(pair.question, pair.answer): place for place, pair in reversed(list(enumerate(edited)))}
+    for edit in edits:
+        place = where.pop(edit.replaces, None) if edit.replaces else None
+        if place is None:
+            place = where.get((edit.question, edit.answer))
+        if place is None and edit.replaces and not edit.accepted:
+            continue
+        old = edited[place] if place is not None else None
+        keeps_question = old is not None and old.question == edit.question
+        pair = Pair(
+            old.question_id if old and keeps_question else hand_id(edit.question),
+            edit.question,
+            old.kind if old and keeps_question else BY_HAND,
+            edit.answer,
+            edit.accepted,
+            BY_HAND,
+            old.round if old else -1,
+        )
+        if place is None:
+            place = len(edited)
+            edited.append(pair)
+        edited[place] = pair
+        where[(pair.question, pair.answer)] = place
+    return edited
+
+
+def hand_questions(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """The questions that the user wrote, as questions.jsonl holds questions, each once."""
+    return [
+        {"id": id, "question": question, "kind": BY_HAND, "subject": ""}
+        for id, question in {
+            pair.question_id: pair.question for pair in pairs if pair.kind == BY_HAND
+        }.items()
+    ]
+
+
+def hand_id(question: str) -> str:
+    """The id of a question that the user wrote: the same for the same text."""
+    return f"hand-{hashlib.sha256(question.encode()).hexdigest()[:12]}"
