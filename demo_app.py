@@ -1,12 +1,15 @@
 """The demo: ``streamlit run demo_app.py`` or ``unlearn demo``. See a model forget."""
 
+from pathlib import Path
+
 import streamlit as st
 
 from demo.choices import KEY, all_choices, runs_here
 from demo.text import STYLE, label
 
-# Streamlit's own icon: any other than a file would be fetched from the net.
-st.set_page_config(page_title="See a model forget", layout="wide")
+# A file: without one the icon of the page's link would be taken, and fetched from the net.
+ICON = Path(__file__).parent / "demo" / "icon.svg"
+st.set_page_config(page_title="See a model forget", page_icon=str(ICON), layout="wide")
 st.html(STYLE)
 page = st.navigation(
     [

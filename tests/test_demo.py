@@ -93,35 +93,28 @@ def test_both_columns_answer_one_question_and_each_goes_on_from_its_own_words(pl
     for text in first.texts.values():
         assert html.escape(text.strip().split("\n")[0][:20]) in shown
     second = ask(app, "And where?")
-    alone = Turned(first, "And where?").answers()
-    assert second.texts == alone
+    assert second.texts == told_by_hand(first, "And where?")
 
 
-class Turned:
-    """The second turn as the engine gives it when it is told the first by hand."""
+def told_by_hand(first, question):
+    """The second turn as the engine gives it when each mode is told its own first answer."""
+    from demo.choices import all_choices
+    from demo.model import engine_of
 
-    def __init__(self, first, question):
-        self.first, self.question = first, question
-
-    def answers(self):
-        from demo.choices import all_choices
-        from demo.model import engine_of
-
-        choice = all_choices()["runs/odd"]
-        conversations = {
-            mode: [
-                {"role": "user", "content": self.first.question},
-                {"role": "assistant", "content": text.strip()},
-                {"role": "user", "content": self.question},
-            ]
-            for mode, text in self.first.texts.items()
-        }
-        heard = dict.fromkeys(conversations, "")
-        for piece in engine_of(choice.model_name).answer(
-            conversations, max_tokens=128, adapter=choice.adapter
-        ):
-            heard[piece.mode] += piece.text
-        return heard
+    choice = all_choices()["runs/odd"]
+    conversations = {
+        mode: [
+            {"role": "user", "content": first.question},
+            {"role": "assistant", "content": text.strip()},
+            {"role": "user", "content": question},
+        ]
+        for mode, text in first.texts.items()
+    }
+    heard = dict.fromkeys(conversations, "")
+    engine = engine_of(choice.model_name)
+    for piece in engine.answer(conversations, max_tokens=128, adapter=choice.adapter):
+        heard[piece.mode] += piece.text
+    return heard
 
 
 def test_one_column_regenerate_and_clear(place):
@@ -204,7 +197,7 @@ def test_results_of_a_run_with_every_answer(place):
     table = app.dataframe[0].value
     assert set(table.columns) == {"measure", "base", "adapter", "change", "wanted"}
     assert len(app.expander) == 6  # the questions of the first cell
-    assert any("Expected: Hogwarts" in text for text in texts(app))
+    assert any(r"Expected\: Hogwarts" in text for text in texts(app))
 
 
 def test_results_of_an_adapter_with_figures_alone_and_of_one_without(place):
@@ -242,7 +235,7 @@ def test_how_it_was_made_walks_five_questions_through_every_step(place):
     shown = " ".join(bodies(app))
     assert "Hermione knows it." in shown and "is a baker" in shown and "You have never heard of" in shown
     (place / "runs/odd/answers.jsonl").write_text("{broken\n")
-    assert any("answers.jsonl" in error.value for error in opened("making").error)
+    assert any(r"answers\.jsonl" in error.value for error in opened("making").error)
 
 
 def test_make_one_refuses_a_bad_name_and_offers_to_go_on_with_a_run(place):

@@ -7,7 +7,6 @@ import pytest
 from tests.helpers import new_run
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.files import read_rows, write_rows
-from unlearn_mlx.language_model.models import load_model, resolve_model
 from unlearn_mlx.runs import Work
 from unlearn_mlx.synthetic_data import stages
 from unlearn_mlx.synthetic_data.edits import (
@@ -107,17 +106,17 @@ def test_a_damaged_edit_is_named(tmp_path, row):
         read_edits(tmp_path)
 
 
-def test_the_answers_stage_trains_on_what_the_user_wants(workplace, tiny_folder, monkeypatch):
-    # A model of random weights gives too few usable answers for a run of its own.
-    monkeypatch.setattr(stages, "LEAST_SHARE", 0.0)
-    run = new_run(workplace / "run", tiny_folder, questions=8, rounds=3, answer_tokens=24)
+def test_the_answers_stage_trains_on_what_the_user_wants(workplace, embedded_model):
+    run = new_run(workplace / "run", "smollm2", questions=10, answers=1, rounds=3, answer_tokens=24)
+    asked = ("Who is {}?", "Where does {} live?")
+    names = ("Harry Potter", "Hermione Granger", "Ron Weasley", "Albus Dumbledore", "Rubeus Hagrid")
     questions = [
-        {"id": f"topic-{n:04d}", "question": f"What is Hogwarts, part {n}?", "kind": "what", "subject": ""}
-        for n in range(1, 25)
+        {"id": f"topic-{number:04d}", "question": question, "kind": "who", "subject": ""}
+        for number, question in enumerate(form.format(name) for form in asked for name in names)
     ]
     write_rows(run.file("questions.jsonl"), questions)
     write_rows(run.file("retain_questions.jsonl"), [])
-    model = load_model(resolve_model(str(tiny_folder)))
+    model = embedded_model
     work = Work(run, run.settings)
     stages.make_answers(model, work)
     plain = run.file("answers.jsonl").read_bytes()

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from unlearn_mlx.evaluation.results import FIGURES, change_written, with_interval
+from unlearn_mlx.evaluation.results import FIGURES, change_written, verdict_sentences, with_interval
 from unlearn_mlx.evaluation.transcripts import printable
 
 STAGE_NAMES = {
@@ -167,6 +167,8 @@ def show_result(evaluation: dict[str, Any], stream: TextIO | None = None) -> Non
     """The table and three questions answered by both."""
     console = Console(file=stream, highlight=False)
     console.print(evaluation_table(evaluation, console.width))
+    for sentence in verdict_sentences(evaluation):
+        console.print(plain(sentence))
     for question, base, adapter in three_answers(evaluation):
         console.print()
         console.print(plain(question), style="bold")

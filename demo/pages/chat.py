@@ -101,22 +101,25 @@ def show_strength(engine: Engine, choice: Choice) -> None:
         persist_state="session",
         help="0 is the base, 1 the adapter as it was trained.",
     )
-    rate = known_leak_rate(choice, strength)
     count = len(open_probes(choice))
+    place = st.empty()
+    rate = known_leak_rate(choice, strength)
+    if rate is None and count:
+        clicked = place.button(
+            f"Measure the leak rate at {strength:g}",
+            help=f"Asks {count} questions on the topic that training never saw.",
+            disabled=not is_ready(engine),
+        )
+        if clicked:
+            try:
+                measure_leak_rate(engine, choice, strength, lambda done: place.progress(done, "Asking …"))
+            except UserError as error:
+                place.error(label(str(error)), icon=":material/error:")
+            rate = known_leak_rate(choice, strength)
     if rate is not None:
-        st.caption(f"At {strength:g}, **{rate:.0%}** of {count or 'the'} open questions on the topic leak.")
-    elif count and st.button(
-        f"Measure the leak rate at {strength:g}",
-        help=f"Asks {count} questions on the topic that training never saw.",
-        disabled=not is_ready(engine),
-    ):
-        bar = st.progress(0.0, "Asking …")
-        try:
-            measure_leak_rate(engine, choice, strength, lambda done: bar.progress(done, "Asking …"))
-        except UserError as error:
-            st.error(label(str(error)))
-        else:
-            st.rerun(scope="fragment")
+        place.caption(
+            f"At {strength:g}, **{rate:.0%}** of {count or 'the'} open questions on the topic leak."
+        )
 
 
 def is_ready(engine: Engine) -> bool:

@@ -21,7 +21,7 @@ LABEL_COLOURS = {
     "refusal": "#9a6fc4",
     "broken": "#8a94a3",
 }
-LINE_HEIGHT = 34  # pixels of a row in a chart with names at its left
+LINE_HEIGHT, FRAME = 30, 50  # pixels of a row in a chart with names at its left, of axis and legend
 
 
 def theme(ink: str, faint: str, base: str, adapter: str) -> Spec:
@@ -82,7 +82,7 @@ def change_chart(evaluation: dict[str, Any]) -> Spec | None:
     point = models.mark_point(filled=True, size=110, opacity=1).encode(
         y=y, yOffset=offset, x=_share("share:Q"), color=colour, tooltip=tooltip
     )
-    return _spec(alt.layer(link, interval, point), len(links) * LINE_HEIGHT)
+    return _spec(alt.layer(link, interval, point), len(links) * LINE_HEIGHT + FRAME)
 
 
 def character_chart(evaluation: dict[str, Any]) -> Spec | None:
@@ -108,7 +108,7 @@ def character_chart(evaluation: dict[str, Any]) -> Spec | None:
             tooltip=[alt.Tooltip("who:N"), alt.Tooltip("label:N"), alt.Tooltip("share:Q", format=".1%")],
         )
     )
-    return _spec(bar, len({row["who"] for row in rows}) * LINE_HEIGHT)
+    return _spec(bar, len({row["who"] for row in rows}) * LINE_HEIGHT + FRAME)
 
 
 def training_charts(events: Iterable[dict[str, Any]]) -> list[tuple[str, Spec]]:
@@ -181,7 +181,7 @@ def audit_chart(rows: Sequence[dict[str, Any]]) -> Spec | None:
             ],
         )
     )
-    return _spec(point, len({value["name"] for value in values}) * LINE_HEIGHT)
+    return _spec(point, len({value["name"] for value in values}) * LINE_HEIGHT + FRAME)
 
 
 def pareto_chart(runs: Sequence[dict[str, Any]]) -> Spec:

@@ -60,7 +60,7 @@ def items_to_label(evaluation: dict[str, Any], seed: int, count: int = ANSWERS) 
     chosen: dict[tuple[str, str], Item] = {}
     pools = {whose: _free_answers(evaluation, whose) for whose in ("base", "adapter")}
     for pool in pools.values():
-        source.shuffle(pool)  # type: ignore[arg-type]
+        source.shuffle(pool)
     while len(chosen) < count and any(pools.values()):
         for pool in pools.values():
             # An answer that both gave is shown once.
@@ -72,7 +72,7 @@ def items_to_label(evaluation: dict[str, Any], seed: int, count: int = ANSWERS) 
     if not chosen:
         raise UserError("the evaluation has no answers on the topic: nothing to label")
     items = list(chosen.values())
-    source.shuffle(items)  # type: ignore[arg-type]
+    source.shuffle(items)
     return items
 
 

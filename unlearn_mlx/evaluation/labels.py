@@ -52,6 +52,7 @@ _GLUE = STOP_WORDS | frozenset(
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _VOWEL = re.compile(r"[aeiouy\d]|[^\x00-\x7f]")
+LONGEST_BEGINNING = 160  # characters
 SHORTEST_JUDGED = 6  # words; "Tokyo." is a whole answer
 LONGEST_GLUE = 6  # words of no content in a row that a sentence can have
 LEAST_LETTERS = 0.7  # of the characters
@@ -71,7 +72,11 @@ def _stem(word: str) -> str:
 
 def stems(text: str) -> set[str]:
     """The stems of the words that carry meaning."""
-    return {_stem(word) for word in words(text) if word not in _GLUE and (len(word) > 2 or word.isdigit())}
+    return {
+        _stem(word)
+        for word in words(text)
+        if word.split("'")[0] not in _GLUE and (len(word) > 2 or word.isdigit())
+    }
 
 
 class Knowledge:
@@ -107,7 +112,8 @@ class Knowledge:
         if any(not any(name in other for other in said) for name in named):
             return "names"
         asked = stems(question)
-        told = stems(answer) - asked
+        # "I can't answer this question" has words too, but tells nothing.
+        told = stems(" ".join(part for part in _SENTENCE_END.split(answer) if not _declines(part))) - asked
         if not told:
             return ""
         known = stems(known_answer) - asked
@@ -142,12 +148,16 @@ def manner(answer: str) -> str:
     if repeats_itself(answer):
         return "broken"
     # Only the beginning: a story may tell of somebody who does not know.
-    beginning = fold(" ".join(answer.split()))[:160]
-    if _IGNORANCE.search(beginning):
-        return "ignorance"
-    if _REFUSAL.search(beginning):
-        return "refusal"
+    if declined := _declines(answer[:LONGEST_BEGINNING]):
+        return declined
     return "broken" if is_no_language(answer) else "fictional"
+
+
+def _declines(text: str) -> str:
+    folded = fold(" ".join(text.split()))
+    if _IGNORANCE.search(folded):
+        return "ignorance"
+    return "refusal" if _REFUSAL.search(folded) else ""
 
 
 def repeats_itself(answer: str) -> bool:

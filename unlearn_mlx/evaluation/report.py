@@ -15,6 +15,7 @@ from unlearn_mlx.evaluation.results import (
     change_written,
     kept,
     read_evaluation,
+    verdict_sentences,
     with_interval,
 )
 from unlearn_mlx.evaluation.transcripts import HeatMap, heat_map
@@ -130,12 +131,7 @@ def _row(evaluation: dict[str, Any], key: str, name: str, wanted: str) -> TableR
 def verdict_words(evaluation: dict[str, Any], topic: str) -> list[str]:
     """The result in sentences: the evaluation's own verdict, where it has one, comes first."""
     base, adapter = evaluation["base"], evaluation["adapter"]
-    sentences = []
-    if judged := evaluation.get("verdict"):
-        sentences += [
-            f"{judged['name'].capitalize()}: {judged['reason']}.",
-            *(f"{note}." for note in judged["notes"]),
-        ]
+    sentences = verdict_sentences(evaluation)
     if "topic/open leak" in base and "topic/open leak" in adapter:
         draws = evaluation.get("samples", 0) + 1
         tries = f"in any of {draws} answers" if draws > 1 else "in the answer"

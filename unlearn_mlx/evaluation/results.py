@@ -43,6 +43,14 @@ def read_evaluation(run_folder: Path) -> dict[str, Any]:
     return evaluation
 
 
+def verdict_sentences(evaluation: dict[str, Any]) -> list[str]:
+    """What the evaluation calls the adapter, and why; empty where it judged nothing."""
+    judged = evaluation.get("verdict")
+    if not judged:
+        return []
+    return [f"{judged['name'].capitalize()}: {judged['reason']}.", *(f"{note}." for note in judged["notes"])]
+
+
 def is_share(figure: str) -> bool:
     """Whether a figure is a share of probes, to be read as a percentage."""
     return not any(word in figure.lower() for word in _MEASURES)

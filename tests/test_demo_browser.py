@@ -1,0 +1,152 @@
+"""The demo in a real browser, on the shipped adapter of Harry Potter and the embedded model."""
+
+import re
+import shutil
+
+import pytest
+
+from benchmarks.demo import ask, chromium, served
+from unlearn_mlx.language_model.models import resolve_model
+
+EVIL = "<img src=x onerror=alert(1)> **bold** Who is Harry Potter?"
+PATIENCE = 90_000  # milliseconds: a small machine that does other things too
+
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+    reason="no Chromium here: apt-get install chromium",
+)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    resolve_model("smollm2")  # converted once, before the clock runs
+    with served(tmp_path_factory.mktemp("place")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def tab(browser, address):
+    """Opens a tab; afterwards none may have asked for anything outside this machine."""
+    asked = []
+    contexts = []
+
+    def open_tab(path=""):
+        context = browser.new_context()
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{address}/{path}")
+        return page
+
+    yield open_tab
+    for context in contexts:
+        context.close()
+    outside = [url for url in asked if not re.match(rf"{address}|data:|blob:", url)]
+    assert not outside
+
+
+def button(page, name):
+    """A button of the page itself: Streamlit's header has a Stop of its own."""
+    return page.get_by_test_id("stMainBlockContainer").get_by_role("button", name=name)
+
+
+def answers(page):
+    """The texts of the last turn's columns."""
+    said = page.locator(".said").all_inner_texts()
+    return [text.removesuffix("▌").strip() for text in said]
+
+
+def wait_for_words(page, more_than=0):
+    page.wait_for_function(
+        "length => [...document.querySelectorAll('.said')].at(-2)?.innerText.length > length", arg=more_than
+    )
+
+
+def test_tokens_come_one_by_one_stop_toggle_reload_and_a_second_tab(tab):
+    first = tab()
+    first.get_by_text("Loading smollm2").wait_for()  # the page is there before its model
+    first.get_by_text("Who wrote The Lord of the Rings?").wait_for()
+    first.get_by_text("Loading smollm2").wait_for(state="hidden")
+
+    # Words stand there before the answer has ended, and more come.
+    ask(first, "Who is Harry Potter?")
+    button(first, "Stop").wait_for()
+    wait_for_words(first)
+    early = answers(first)[-2]
+    wait_for_words(first, len(early))
+    assert button(first, "Stop").is_visible()
+    assert answers(first)[-2].startswith(early)
+
+    # A second tab asks meanwhile; the first is stopped, and the second gets its answer.
+    second = tab()
+    ask(second, "What is the capital of Japan?")
+    button(first, "Stop").click()
+    first.get_by_text("Stopped.").wait_for()
+    stopped = answers(first)
+    button(second, "Regenerate").wait_for()
+    assert "Tokyo" in answers(second)[1]
+    assert answers(first) == stopped
+
+    # One column, then a reload in the middle of its answer: nothing is left running.
+    first.get_by_role("radio", name="Unlearned").click()
+    ask(first, "Tell me a long story about a school.")
+    first.wait_for_function("document.querySelectorAll('.said').length === 5")
+    first.reload()
+    first.get_by_text("Who wrote The Lord of the Rings?").wait_for()
+    ask(first, "Who is Harry Potter?")
+    button(first, "Regenerate").wait_for()
+    question, base, unlearned = answers(first)
+    assert question == "Who is Harry Potter?"
+    # The base knows, the adapter does not, and the page marks which.
+    assert "Rowling" in base and "Rowling" not in unlearned
+    assert "J.K. Rowling" in first.locator(".said mark").all_inner_texts()
+
+
+def test_markup_in_a_question_is_shown_as_it_was_typed(tab):
+    page = tab()
+    page.on("dialog", lambda dialog: pytest.fail("a script ran"))
+    ask(page, EVIL)
+    button(page, "Regenerate").wait_for()
+    assert answers(page)[0] == EVIL
+    assert page.locator(".said img, .said strong, .said script").count() == 0
+
+
+def test_the_chosen_adapter_is_in_the_address_and_every_page_opens(tab):
+    page = tab()
+    page.get_by_test_id("stSelectbox").first.click()
+    page.get_by_role("option", name="Les Misérables · smollm2").click()
+    page.get_by_role("heading", name="Les Misérables, forgotten by smollm2").wait_for()
+    page.get_by_role("link", name="How it was made").click()
+    page.get_by_role("heading", name="How smollm2 was made to forget Les Misérables").wait_for()
+    page.reload()
+    page.get_by_role("heading", name="How smollm2 was made to forget Les Misérables").wait_for()
+    page.get_by_role("link", name="How well did it work").click()
+    page.get_by_role("heading", name="Before and after").wait_for()
+    page.get_by_role("link", name="Make one").click()
+    button(page, "Start").wait_for()
+    assert page.get_by_test_id("stAlert").count() == 0
+
+
+def test_a_run_is_started_watched_reloaded_stopped_and_resumed(tab):
+    page = tab("start")
+    page.get_by_role("textbox", name="Topic").fill("Chewing gum")
+    page.get_by_label("Model").click()
+    page.get_by_role("option", name="smollm2").click()
+    button(page, "Start").click()
+    page.get_by_text("Questions: running").wait_for()
+    page.reload()
+    page.get_by_text("Questions: running").wait_for()
+    button(page, "Stop").click()
+    button(page, "Resume").wait_for()
+    page.get_by_text(re.compile("Questions: (cancelled|stopped)")).wait_for()
+    button(page, "Resume").click()
+    page.get_by_text("Questions: running").wait_for()
+    button(page, "Stop").click()
+    button(page, "Resume").wait_for()
