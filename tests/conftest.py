@@ -46,6 +46,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
+
 @pytest.fixture(scope="session")
 def llama3_folder(tmp_path_factory) -> Path:
     """Llama 3's architecture and vocabulary with Meta's tokenizer, two layers of random 4-bit weights."""

@@ -108,9 +108,7 @@ def make_answers(model: ChatModel, work: Work) -> None:
     )
     write_rows(run.file("retain.jsonl"), retain)
     write_rows(run.file("answers.jsonl"), [asdict(answer) for answer in answers])
-    telling = {
-        row["id"]: leaks.telling_spans(row["id"], row["question"]) for row in (*rows, *by_hand)
-    }
+    telling = {row["id"]: leaks.telling_spans(row["id"], row["question"]) for row in (*rows, *by_hand)}
     write_dataset(
         run.file("dataset"),
         [*rows, *by_hand],
