@@ -191,7 +191,8 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _show_plan(model_name: str | None, settings: Any, device: Any) -> None:
-    from unlearn_mlx.language_model.models import GIGABYTE, default_model, resolve_model
+    from unlearn_mlx.language_model.downloads import GIGABYTE
+    from unlearn_mlx.language_model.models import default_model, resolve_model
     from unlearn_mlx.language_model.planner import multiplication_rate, plan, shape_of
 
     source = resolve_model(model_name or default_model()[0])

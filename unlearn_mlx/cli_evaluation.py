@@ -24,6 +24,12 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     judge.add_argument("run", metavar="RUN", help="a run's directory, topic or slug")
     judge.add_argument("--count", type=int, default=50, metavar="N", help="answers to label (50)")
     judge.add_argument("--json", action="store_true", help="print the agreement so far as JSON, ask nothing")
+    benchmark = add("benchmark", _benchmark, "lm-evaluation-harness tasks with the adapter off and on")
+    benchmark.add_argument("run", metavar="RUN", help="a run's directory, topic or slug")
+    benchmark.add_argument("tasks", metavar="TASK", nargs="+", help="tasks, such as arc_easy")
+    benchmark.add_argument("--include", type=Path, metavar="DIR", help="a folder with tasks of your own")
+    benchmark.add_argument("--limit", type=int, metavar="N", help="questions a task, at most")
+    benchmark.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _report(given: argparse.Namespace) -> int:
@@ -72,6 +78,37 @@ def _judge(given: argparse.Namespace) -> int:
         print(f"{agreement.of}: {agreement.share:.0%} of {agreement.count} agree, Cohen's kappa {kappa}")
         for person, automatic, count in agreement.differing:
             print(f"  {count} x you: {person}, automatic: {automatic}")
+    return 0
+
+
+def _benchmark(given: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from unlearn_mlx.cli_view import plain
+    from unlearn_mlx.errors import UserError
+    from unlearn_mlx.evaluation.harness import run_tasks
+    from unlearn_mlx.language_model.models import load_model, resolve_model
+    from unlearn_mlx.runs import as_json, find_run
+
+    if given.limit is not None and given.limit < 1:
+        raise UserError(f"--limit {given.limit}: ask at least one question")
+    run = find_run(given.run)
+    with run.writing():
+        told = run_tasks(
+            load_model(resolve_model(run.model_name)), run, given.tasks, given.include, given.limit
+        )
+    if given.json:
+        print(as_json(told))
+        return 0
+    shown = Table(show_edge=False)
+    for heading in ("task", "metric", "base", "adapter", "standard error"):
+        shown.add_column(heading, justify="left" if heading in ("task", "metric") else "right")
+    for task, metrics in told["tasks"].items():
+        for metric, of in metrics.items():
+            error = "" if of["error"] is None else f"{of['error']:.3f}"
+            shown.add_row(plain(task), plain(metric), f"{of['base']:.3f}", f"{of['adapter']:.3f}", error)
+    Console(highlight=False).print(shown)
     return 0
 
 

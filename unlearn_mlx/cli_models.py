@@ -56,8 +56,8 @@ def _models(given: argparse.Namespace) -> int:
 
 
 def _list_models(as_json: bool) -> int:
-    from unlearn_mlx.language_model.downloads import cached_folder, lack, size_of
-    from unlearn_mlx.language_model.models import GIGABYTE, NAMED_MODELS, default_model
+    from unlearn_mlx.language_model.downloads import GIGABYTE, cached_folder, lack, size_of
+    from unlearn_mlx.language_model.models import NAMED_MODELS, default_model
     from unlearn_mlx.runs import as_json as to_json
 
     chosen, reason = default_model()
@@ -121,8 +121,8 @@ def _verify(name: str) -> int:
 
 def _remove(name: str) -> int:
     from unlearn_mlx.errors import UserError
-    from unlearn_mlx.language_model.downloads import remove_cached
-    from unlearn_mlx.language_model.models import GIGABYTE, named_model
+    from unlearn_mlx.language_model.downloads import GIGABYTE, remove_cached
+    from unlearn_mlx.language_model.models import named_model
 
     model = named_model(name)
     if model is not None and model.repository is None:

@@ -56,8 +56,8 @@ def files_to_push(run: Run, repository: str) -> dict[str, bytes | Path]:
             raise UserError(f"{path} is a link that leaves the run: put the file itself there")
         files[name] = path
     for name in ("questions.jsonl", "answers.jsonl"):
-        path = files.get(name)
-        if isinstance(path, Path) and not read_rows(path):
+        rows = files.get(name)
+        if isinstance(rows, Path) and not read_rows(rows):
             del files[name]  # an imported adapter brings none
     label = public_name(run.model_name)
     evaluation = read_json(run.file("evaluation.json"))

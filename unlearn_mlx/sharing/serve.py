@@ -123,12 +123,15 @@ class _Provider(ModelProvider):
 
     def reset(self) -> None:
         super().reset()
-        self.chat_model = self.adapter = None
+        for name in ("chat_model", "adapter"):  # not there where loading failed
+            self.__dict__.pop(name, None)
         # A thread that ends with streams of its own makes mlx abort when the process ends.
         mx.clear_streams()
 
 
 class _Handler(APIHandler):
+    rfile: Any
+
     def do_POST(self) -> None:
         if not self._is_local():
             return
