@@ -97,7 +97,7 @@ def test_a_peft_adapter_on_some_layers_leaves_the_others(tiny_folder, tmp_path):
 
 def test_a_peft_adapter_of_the_published_smollm2_fits_the_embedded_one(embedded_model, tmp_path):
     """The embedded weights keep q's and k's rows in llama.cpp's order, the published ones in another."""
-    from unlearn_mlx.sharing.fused import neox_rows
+    from unlearn_mlx.sharing.rotation import neox_rows
 
     ours = peft_weights(embedded_model.model, names=("q_proj",), layers=(0,))
     (a_name, a), (b_name, b) = ours.items()

@@ -22,8 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns the exit code: 0 done, 1 a gate failed, 2 usage, 3 the machine cannot, 130 cancelled.
     """
-    parser = _parser()
-    given = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser(words)
+    given = parser.parse_args(words)
     if not hasattr(given, "function"):
         parser.print_help()
         return 0
@@ -53,7 +54,8 @@ def make_data(arguments: Sequence[str]) -> int:
     from unlearn_mlx.runs import run_path
     from unlearn_mlx.topics import checked_name, shipped_topic
 
-    given = _parser().parse_args(["questions", *arguments])
+    words = ["questions", *arguments]
+    given = _parser(words).parse_args(words)
     topic = shipped_topic(given.topic)
     return main(["answers", str(run_path(topic.name if topic else checked_name(given.topic), given.out))])
 
@@ -65,7 +67,10 @@ class _Parser(argparse.ArgumentParser):
         self.exit(COMMAND_ERROR, f"unlearn: {message}; see '{self.prog} --help'\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser for these words; only the command they name gets an option for every setting."""
+    # Settings need pydantic, which takes longer to import than all of the help takes to print.
+    named = next((word for word in words if not word.startswith("-")), "")
     parser = _Parser(
         prog="unlearn",
         description="A local language model forgets a topic, from nothing but the topic's name.",
@@ -79,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     run = add("run", _run, "do everything: questions, answers, training, evaluation")
-    _add_making(run)
+    if named == "run":
+        _add_making(run)
     run.add_argument("--dry-run", action="store_true", help="show the plan and end")
     for stage, help in (
         ("questions", "let the model write questions about a topic"),
@@ -90,9 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = add(stage, _stage, help)
         command.set_defaults(stage=stage)
-        if stage == "questions":
+        if stage == named == "questions":
             _add_making(command)
-        else:
+        elif stage != "questions":
             command.add_argument("run", metavar="RUN", help="a run's directory, topic or slug")
         command.add_argument("--again", action="store_true", help="do the stage again although it is done")
         if stage == "evaluate":

@@ -83,6 +83,9 @@ def reset_from(run: Run, stage: str) -> None:
     every = (*STAGES, *AFTER)
     for later in every[every.index(stage) :]:
         run.manifest["stages"].pop(later, None)
+    if stage in STAGES[: STAGES.index("evaluate")]:
+        # It is of the adapter that is about to be replaced, and the report would show it.
+        run.file("audit.json").unlink(missing_ok=True)
     run.save_manifest()
 
 

@@ -7,6 +7,7 @@ matrices, measured for a moment, and from shares of it that whole stages were se
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -55,17 +56,23 @@ class Plan:
     weights: int
     generation: int
     training: int
+    evaluation: int
     seconds: dict[str, float]
 
     @property
     def memory(self) -> int:
         """The most that is held at a time, in bytes."""
-        return self.weights + max(self.generation, self.training)
+        return self.weights + max(self.generation, self.training, self.evaluation)
 
 
 def shape_of(folder: Path) -> ModelShape:
     """The shape of the model in an mlx-lm folder."""
-    configuration = read_json(folder / "config.json")
+    files = sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
+    return shape_from(read_json(folder / "config.json"), files)
+
+
+def shape_from(configuration: dict[str, Any], file_bytes: int) -> ModelShape:
+    """The shape that a model's configuration says; ``file_bytes`` is how large its weights are on disk."""
     width = int(configuration["hidden_size"])
     heads = int(configuration["num_attention_heads"])
     head_width = int(configuration.get("head_dim") or width // heads)
@@ -76,7 +83,7 @@ def shape_of(folder: Path) -> ModelShape:
         key_values=int(configuration.get("num_key_value_heads") or heads) * head_width,
         vocabulary=int(configuration["vocab_size"]),
         tied=bool(configuration.get("tie_word_embeddings", False)),
-        file_bytes=sum(path.stat().st_size for path in folder.glob("model*.safetensors")),
+        file_bytes=file_bytes,
     )
 
 
@@ -87,7 +94,7 @@ def plan(shape: ModelShape, settings: Settings, device: Device, rate: float) -> 
     cached = (GUARDED_PROMPT + settings.answer_tokens) * shape.layers * 2 * shape.key_values * number_bytes
     kept = shape.layers * (KEPT_OF_WIDTH * shape.width + KEPT_OF_FEED_FORWARD * shape.feed_forward)
     trained = settings.batch_rows * TRAINED_TOKENS * kept * number_bytes
-    return Plan(weights, batch_width() * cached, trained, _seconds(shape, settings, rate))
+    return Plan(weights, batch_width() * cached, trained, 0, _seconds(shape, settings, rate))
 
 
 def _seconds(shape: ModelShape, settings: Settings, rate: float) -> dict[str, float]:

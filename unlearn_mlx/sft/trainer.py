@@ -136,7 +136,7 @@ class _Training:
             rows, settings.epochs, settings.batch_rows, settings.validations, settings.seed
         )
         self.optimizer = optimizers.Adam(
-            learning_rate=_schedule(settings.learning_rate, len(self.plan.batches))
+            learning_rate=learning_rate_schedule(settings.learning_rate, len(self.plan.batches))
         )
         self.optimizer.init(model.model.trainable_parameters())
         self.step = 0
@@ -256,7 +256,7 @@ class _Training:
         return hashlib.sha256((rows + self.work.settings.model_dump_json()).encode()).hexdigest()
 
 
-def _schedule(peak: float, steps: int) -> Any:
+def learning_rate_schedule(peak: float, steps: int) -> Any:
     """Linear warm-up, then a cosine down to a tenth of the peak."""
     warm_up = max(1, round(WARM_UP * steps))
     return optimizers.join_schedules(

@@ -17,11 +17,12 @@ from unlearn_mlx.files import disk_error, write_atomically, write_json
 from unlearn_mlx.language_model.adapters import CONFIGURATION, WEIGHTS, load_adapter
 from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.language_model.device import current_device
+from unlearn_mlx.language_model.fusing import fused_model
 from unlearn_mlx.language_model.models import ModelSource, load_model, resolve_model
 from unlearn_mlx.runs import Run
-from unlearn_mlx.sharing.fused import fuse, heads_of, neox_rows
 from unlearn_mlx.sharing.measure import Leak, measure_leak
 from unlearn_mlx.sharing.model_card import model_card
+from unlearn_mlx.sharing.rotation import heads_of, neox_rows
 
 FORMATS = ("adapter", "mlx", "hf", "gguf")
 HF_ARCHITECTURES = {
@@ -88,7 +89,7 @@ def _write_adapter(folder: Path, run: Run, source: ModelSource, bits: int | None
 
 
 def _write_mlx(folder: Path, run: Run, source: ModelSource, bits: int | None) -> None:
-    model, tokenizer, config = fuse(source, run.file("adapter"), bits)
+    model, tokenizer, config = fused_model(source, run.file("adapter"), bits)
     save_model(folder, model)
     save_config(config, config_path=folder / "config.json")
     tokenizer.save_pretrained(str(folder))
@@ -96,7 +97,7 @@ def _write_mlx(folder: Path, run: Run, source: ModelSource, bits: int | None) ->
 
 
 def _write_hf(folder: Path, run: Run, source: ModelSource, bits: int | None) -> None:
-    model, tokenizer, config = fuse(source, run.file("adapter"), None)
+    model, tokenizer, config = fused_model(source, run.file("adapter"), None)
     if config["model_type"] not in HF_ARCHITECTURES:
         known = ", ".join(HF_ARCHITECTURES)
         raise UserError(
@@ -117,7 +118,7 @@ def _write_hf(folder: Path, run: Run, source: ModelSource, bits: int | None) -> 
 def _write_gguf(folder: Path, run: Run, source: ModelSource, bits: int | None) -> None:
     from unlearn_mlx.sharing.gguf_file import write_gguf
 
-    model, tokenizer, config = fuse(source, run.file("adapter"), None)
+    model, tokenizer, config = fused_model(source, run.file("adapter"), None)
     name = f"{source.name} without {run.topic.name}"
     write_gguf(folder / "model.gguf", model, tokenizer, config, bits, name)
 
@@ -141,7 +142,7 @@ def _loaded_again(folder: Path, form: str, run: Run, source: ModelSource) -> Cha
         return model
     from unlearn_mlx.sharing.gguf_file import read_gguf_weights
 
-    shell, tokenizer, config = fuse(source, run.file("adapter"), None)
+    shell, tokenizer, config = fused_model(source, run.file("adapter"), None)
     weights = read_gguf_weights(folder / "model.gguf", config)
     if current_device().is_gpu:
         weights = [(name, array.astype(mx.float16)) for name, array in weights]

@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.sharing.fused import heads_of, llama_rows, neox_rows
+from unlearn_mlx.sharing.rotation import heads_of, llama_rows, neox_rows
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
 

@@ -25,7 +25,7 @@ from unlearn_mlx.language_model.device import current_device
 from unlearn_mlx.language_model.downloads import is_hub_error
 from unlearn_mlx.language_model.models import ModelSource, load_model, named_model, resolve_model
 from unlearn_mlx.runs import Run, create_run
-from unlearn_mlx.sharing.fused import heads_of, llama_rows
+from unlearn_mlx.sharing.rotation import heads_of, llama_rows
 from unlearn_mlx.topics import Topic
 
 PEFT_WEIGHTS = "adapter_model.safetensors"

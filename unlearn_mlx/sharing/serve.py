@@ -12,6 +12,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.language_model.adapters import load_adapter
 from unlearn_mlx.language_model.models import ModelSource, load_model
 from unlearn_mlx.runs import Run
+from unlearn_mlx.sharing.stopping import until_stop
 
 HOST = "127.0.0.1"
 LONGEST_REQUEST = 8 * 2**20  # bytes
@@ -83,6 +85,13 @@ class _Http(ThreadingHTTPServer):
 
 
 class _Generator(ResponseGenerator):
+    def generate(self, request: Any, generation_args: Any, progress_callback: Any = None) -> tuple[Any, Any]:
+        """As mlx-lm does, but for stop words, which are found in the text."""
+        words = generation_args.stop_words
+        without = replace(generation_args, stop_words=[])
+        context, responses = super().generate(request, without, progress_callback)
+        return context, until_stop(responses, words)
+
     def _tokenize(self, tokenizer: Any, request: Any, args: Any) -> tuple[Any, ...]:
         """Token ids as everywhere else here: words in a message cannot pose as special tokens."""
         model = self.model_provider.chat_model

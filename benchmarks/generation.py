@@ -1,0 +1,70 @@
+"""480 guarded answers: our engine against mlx-lm's ``batch_generate`` at its best batch size.
+
+Both are greedy, get the same prompts and length limit, and must write the same text.
+"""
+
+from functools import partial
+from typing import Any
+
+from mlx_lm import batch_generate
+
+from benchmarks.side_by_side import in_turns, open_model, peak_bytes_of, seconds_of, shipped_questions
+from unlearn_mlx.language_model.chat_model import ChatModel
+from unlearn_mlx.language_model.generation import Request, generate
+from unlearn_mlx.language_model.prefixes import common_prefix
+from unlearn_mlx.synthetic_data.guardrail import guarded_messages, slant_for
+
+ANSWERS = 480
+ANSWER_TOKENS = 32
+PEER_BATCHES = (8, 16, 32, 64)
+TRIED_ANSWERS = 64  # to find the peer's best batch size
+
+
+def guarded_prompts(model: ChatModel, count: int, topic: str = "Harry Potter") -> list[tuple[int, ...]]:
+    """Prompts of guarded answers that share one prefix."""
+    questions = shipped_questions()
+    prompts = []
+    for number in range(count):
+        question = questions[number % len(questions)]
+        slant = slant_for(question, str(number), 0)
+        prompts.append(tuple(model.chat_tokens(guarded_messages(question, topic, 0, slant))))
+    return prompts
+
+
+def measure(repeats: int, answers: int = ANSWERS) -> dict[str, Any]:
+    """Seconds of both, their ratio, and how many texts are equal."""
+    model = open_model()
+    prompts = guarded_prompts(model, answers)
+    texts: dict[str, list[str]] = {}
+
+    def ours() -> None:
+        requests = [Request(str(n), prompt, ANSWER_TOKENS) for n, prompt in enumerate(prompts)]
+        texts["ours"] = [answer.text for answer in generate(model, requests, 0)]
+
+    def peer(batch: int, count: int = answers) -> None:
+        texts["peer"] = batch_generate(
+            model.model,
+            model.tokenizer,
+            [list(prompt) for prompt in prompts[:count]],
+            max_tokens=ANSWER_TOKENS,
+            completion_batch_size=batch,
+            prefill_batch_size=min(batch, 8),  # its own default; more only adds memory here
+        ).texts
+
+    tried = {batch: seconds_of(partial(peer, batch, TRIED_ANSWERS)) for batch in PEER_BATCHES}
+    best = min(tried, key=lambda batch: tried[batch])
+    seconds = in_turns(
+        {"ours": lambda: seconds_of(ours), "batch_generate": lambda: seconds_of(lambda: peer(best))}, repeats
+    )
+    same = sum(a.strip() == b.strip() for a, b in zip(texts["ours"], texts["peer"], strict=True))
+    memory = {"ours": peak_bytes_of(ours), "batch_generate": peak_bytes_of(lambda: peer(best, 2 * best))}
+    return {
+        "answers": answers,
+        "shared_prefix_tokens": len(common_prefix(prompts)),
+        "peer_best_batch": best,
+        "peer_seconds_by_batch": {str(batch): round(value, 2) for batch, value in tried.items()},
+        "seconds": seconds,
+        "times_faster": seconds["batch_generate"] / seconds["ours"],
+        "same_texts": same,
+        "peak_bytes": memory,
+    }

@@ -1,0 +1,70 @@
+"""What all benchmarks share: the model, the shipped rows, and timing of several ways in turns."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import psutil
+
+from unlearn_mlx.files import read_rows
+from unlearn_mlx.language_model.chat_model import ChatModel
+from unlearn_mlx.language_model.device import current_device
+from unlearn_mlx.language_model.models import load_model, resolve_model
+from unlearn_mlx.runs import package_versions
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = "smollm2"
+TOPIC = "harry-potter"
+ROWS = ROOT / "data" / "synthetic" / MODEL / TOPIC
+ADAPTER = ROOT / "adapters" / MODEL / TOPIC
+
+
+def open_model(name: str = MODEL) -> ChatModel:
+    """The model that everything is measured on."""
+    return load_model(resolve_model(name))
+
+
+def shipped_questions() -> list[str]:
+    """Questions on the topic, as a run wrote them."""
+    return [row["question"] for row in read_rows(ROWS / "questions.jsonl", ("question",))]
+
+
+def machine() -> dict[str, Any]:
+    """Where a figure was measured."""
+    device = current_device()
+    return {
+        "device": f"{device.backend}: {device.name}",
+        "system": platform.system(),
+        "cores": psutil.cpu_count(logical=False),
+        "memory_gigabytes": round(psutil.virtual_memory().total / 1e9, 1),
+        "load_before": round(psutil.getloadavg()[0], 2),
+        "versions": package_versions(),
+    }
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """How long something takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def in_turns(ways: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+    """The median of what each way returns; they take turns, so that noise meets all of them alike."""
+    values: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            values[name].append(way())
+    return {name: statistics.median(each) for name, each in values.items()}
+
+
+def peak_bytes_of(work: Callable[[], object]) -> int:
+    """The most memory that mlx held during something."""
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    work()
+    return int(mx.get_peak_memory())
