@@ -7,6 +7,7 @@ by itself, and the plan is for the same settings and the same device.
 import json
 import sys
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import mlx.core as mx
@@ -26,7 +27,7 @@ from unlearn_mlx.language_model.exponential import use_fast_activations
 from unlearn_mlx.language_model.generation import Request, batch_width, generate
 from unlearn_mlx.language_model.planner import ModelShape, plan, shape_from
 from unlearn_mlx.language_model.prefixes import common_prefix
-from unlearn_mlx.sft.batches import avoid_row, batch_order, make_batch, make_row
+from unlearn_mlx.sft.batches import batch_order, make_batch, make_row
 from unlearn_mlx.sft.loss import Weights, loss_parts
 from unlearn_mlx.synthetic_data.guardrail import guarded_messages, slant_for
 
@@ -74,8 +75,7 @@ def generation_peak(model: ChatModel, settings: Settings) -> int:
 def training_peak(model: ChatModel, settings: Settings) -> int:
     """Some steps on the shipped rows, the widest batch among them."""
     entries = read_rows(ROWS / "dataset" / "train.jsonl", ("messages", "part"))
-    telling = read_rows(ROWS / "dataset" / "avoid.jsonl", ("messages", "telling"))
-    rows = [make_row(model, entry) for entry in entries] + [avoid_row(model, entry) for entry in telling]
+    rows = [make_row(model, entry) for entry in entries]
     prefix = common_prefix([row.tokens[: row.targets[0]] for row in rows if row.targets])
     batches = batch_order(rows, settings.batch_rows, 0, 0)
     batches.sort(key=lambda batch: -max(len(rows[i].tokens) for i in batch))
@@ -139,7 +139,8 @@ def measure(repeats: int = 1) -> dict[str, Any]:
     del model
     for name, numbers in RANDOM_SHAPES.items():
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
-        result[name] = compared(*random_llama(tokenizer, source, numbers))
+        # A tokenizer of its own: what generation knows of one depends on the vocabulary's size.
+        result[name] = compared(*random_llama(copy(tokenizer), source, numbers))
     return result
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -144,6 +145,8 @@ def test_an_imported_adapter_is_evaluated(tiny_model, tiny_folder, workplace, ca
     assert main(["evaluate", "Harry Potter", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["probes"]
     assert main(list(wanted)) == 2, "the directory is in use"
+    rows = [json.loads(line) for line in Path("runs/harry-potter/retain.jsonl").read_text().splitlines()]
+    assert {row["part"] for row in rows} == {"general", "neighbour"}, "what the audit relearns from"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from unlearn_mlx.language_model.adapters import load_adapter
 from unlearn_mlx.language_model.generation import Request, generate
 from unlearn_mlx.language_model.models import load_model, resolve_model
 from unlearn_mlx.sharing.serve import Server, model_names
+from unlearn_mlx.sharing.stopping import StopWords
 
 ASKED = [{"role": "user", "content": "Who is Harry Potter?"}]
 
@@ -101,6 +102,26 @@ def test_an_answer_ends_before_a_stop_word(client, server, said):
     given = answer(client, name, stop=[stop])
     assert given.choices[0].message.content == said[name].split(stop)[0]
     assert given.choices[0].finish_reason == "stop"
+
+
+def test_a_streamed_answer_ends_before_a_stop_word_too(client, server, said):
+    name = server.names[0]
+    stop = re.search(r"[a-z]{3}", said[name][1:]).group()
+    chunks = list(answer(client, name, stop=[stop, "never said"], stream=True))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == said[name].split(stop)[0]
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_stop_words_are_found_across_pieces_and_nothing_is_lost():
+    stop = StopWords(["STOP", "end"])
+    assert stop.take("a S") == ("a ", False)
+    assert stop.take("T") == ("", False)
+    assert stop.take("ART e") == ("START ", False)
+    assert stop.take("nding") == ("", True)
+    stop = StopWords(["STOP"])
+    assert stop.take("it is ST") == ("it is ", False)
+    assert stop.take("", is_last=True) == ("ST", False)
 
 
 def test_a_client_that_goes_away_stops_nobody_else(client, server, said):

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from textual.app import App, SystemCommand
+from textual import work
+from textual.app import App, ScreenStackError, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
@@ -104,8 +105,9 @@ class UnlearnApp(App[None]):
         """Look for runs and workers, aside from the screen's thread."""
         if not self._looking:
             self._looking = True
-            self.run_worker(self._look_around, exit_on_error=False)
+            self._look_around()
 
+    @work(exit_on_error=False)
     async def _look_around(self) -> None:
         try:
             entries = await asyncio.to_thread(self._look)
@@ -136,7 +138,11 @@ class UnlearnApp(App[None]):
 
     def _section(self) -> Section | None:
         """The screen that is up, where it is one of the six and no dialog is over it."""
-        return self.screen if isinstance(self.screen, Section) and self.screen.is_built else None
+        try:
+            screen = self.screen
+        except ScreenStackError:  # the timers outlive the screens when the app ends
+            return None
+        return screen if isinstance(screen, Section) and screen.is_built else None
 
     def _see_end(self, path: Path) -> None:
         """Say why a worker ended, where it did not just finish."""
@@ -242,9 +248,9 @@ class UnlearnApp(App[None]):
             for folder in self.pipelines.own_running():
                 if self.pipelines.is_paused(folder):
                     self.pipelines.pause(folder)  # what stands still would never end
-            self.run_worker(self._leave)
+            self.run_worker(self._leave())
         elif answer == "stop":
-            self.run_worker(self._stop_all_and_leave)
+            self.run_worker(self._stop_all_and_leave())
 
     async def _stop_all_and_leave(self) -> None:
         self.notify("Stopping at the next safe point ...", timeout=60)

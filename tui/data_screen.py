@@ -3,6 +3,7 @@
 import asyncio
 from typing import ClassVar
 
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
@@ -80,8 +81,9 @@ class DataScreen(Section):
     def opened(self) -> None:
         """Read the files where they have changed."""
         self.query_one("#pairs").focus()
-        self.run_worker(self._read, exclusive=True)
+        self._read()
 
+    @work(exclusive=True, group="read")
     async def _read(self) -> None:
         run = self.entry.run if self.entry else None
         if run is None:
@@ -214,7 +216,7 @@ class DataScreen(Section):
             self.notify(str(error), severity="error", markup=False)
             return
         self.notify(f"Taken back: {undone.question}" if undone else "Nothing was changed.", markup=False)
-        self.run_worker(self._read, exclusive=True)
+        self._read()
 
     def _keep(self, edit: Edit) -> None:
         if self.entry is None:
@@ -224,7 +226,7 @@ class DataScreen(Section):
         except UserError as error:
             self.notify(str(error), severity="error", markup=False)
             return
-        self.run_worker(self._read, exclusive=True)
+        self._read()
 
     def action_train(self) -> None:
         """Make the rows anew with what was changed, and train on them."""

@@ -27,11 +27,11 @@ class Choice(ModalScreen[str]):
         with Vertical(classes="dialog"):
             yield Static(shown(self.question))
             for name, text in self.answers.items():
-                yield Button(text, id=name, compact=True)
+                yield Button(text, name=name, id=name.replace(" ", "-"), compact=True)
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
         """That is the answer."""
-        self.dismiss(event.button.id)
+        self.dismiss(event.button.name)
 
     def action_leave(self) -> None:
         """The last answer is the one that changes nothing."""

@@ -43,7 +43,7 @@ class HomeScreen(Section):
     def on_mount(self) -> None:
         """Set the table up."""
         table = self.query_one(DataTable)
-        for heading, width in (("topic", 24), ("model", 12), ("state", 13), ("leaks", 14)):
+        for heading, width in (("topic", 22), ("model", 10), ("state", 11), ("leaks", 11)):
             table.add_column(heading, width=width, key=heading)
         table.add_column("where", key="where")
         super().on_mount()

@@ -65,7 +65,7 @@ class NewRun(ModalScreen[Entry | None]):
         """Look at the machine: that imports mlx, so not in the screen's thread."""
         self.query_one("#own-model-field").display = False
         self.query_one("#topic").focus()
-        self.run_worker(self._look_at_machine)
+        self.run_worker(self._look_at_machine())
 
     async def _look_at_machine(self) -> None:
         options, default, told = await asyncio.to_thread(_models)
@@ -103,7 +103,7 @@ class NewRun(ModalScreen[Entry | None]):
         start = self.query_one("#start", Button)
         if not start.disabled:
             start.disabled = True
-            self.run_worker(self._make)
+            self.run_worker(self._make())
 
     async def _make(self) -> None:
         complaint = self.query_one("#complaint", Static)

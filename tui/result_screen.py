@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from rich.table import Table
 from rich.text import Text
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
@@ -51,8 +52,9 @@ class ResultScreen(Section):
     def opened(self) -> None:
         """Read the evaluation."""
         self.query_one("#result").focus()
-        self.run_worker(self._read, exclusive=True)
+        self._read()
 
+    @work(exclusive=True, group="read")
     async def _read(self) -> None:
         entry = self.entry
         figures: dict[str, Any] | None = None

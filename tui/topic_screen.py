@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
@@ -72,8 +73,9 @@ class TopicScreen(Section):
     def opened(self) -> None:
         """Read the topic and the questions."""
         self.query_one("#names").focus()
-        self.run_worker(self._read, exclusive=True)
+        self._read()
 
+    @work(exclusive=True, group="read")
     async def _read(self) -> None:
         entry = self.entry
         table = self._table()
@@ -162,7 +164,7 @@ class TopicScreen(Section):
             self.notify(str(error), severity="error", markup=False)
             return
         self.notify("Kept in topic.toml: t makes the questions anew.")
-        self.run_worker(self._read, exclusive=True)
+        self._read()
 
     def action_again(self) -> None:
         """Make questions, answers and adapter anew from the topic as it stands."""

@@ -225,7 +225,7 @@ def _fetch_large(repository: str, name: str, commit: str) -> None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get, repo_folder_name
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # loaded lazily there
-    
+
     url = hf_hub_url(repository, name, revision=commit)
     facts = get_hf_file_metadata(url)
     if facts.etag is None or not re.fullmatch(r"[0-9a-f]{64}", facts.etag):

@@ -11,22 +11,40 @@ from typing import Any
 
 import mlx.core as mx
 
-from unlearn_mlx.config import Settings
+from unlearn_mlx.config import Settings, make_settings
 from unlearn_mlx.files import read_json
 from unlearn_mlx.language_model.device import Device
+from unlearn_mlx.language_model.downloads import GIGABYTE
 from unlearn_mlx.language_model.generation import batch_width
 
-GUARDED_PROMPT = 280  # tokens of guardrail, examples and question
 PLAIN_PROMPT = 50
 TRAINED_TOKENS = 56  # of a row, behind the prefix that all rows share
+LOGITS_CHUNK = 64  # targets whose logits training computes at a time
 QUESTION_TOKENS = 14
 SAMPLES_AN_ANSWER = 1.9  # guarded answers drawn for one that is kept
 DRAFTS_A_QUESTION = 1.5
 EVALUATED_ANSWERS = 330, 60  # probes answered, and how many of them are sampled too
 # Shares of the measured rate that SmolLM2 on two cores reaches in decoding and in training.
 DECODING_SHARE, TRAINING_SHARE = 0.4, 0.4
-# Numbers kept for the backward pass of one token in one layer: multiples of its widths.
-KEPT_OF_WIDTH, KEPT_OF_FEED_FORWARD = 16, 5
+
+# Memory, counted in tokens. The prompts are the guardrail's and the chat template's.
+GUARDED_PREFIX = 178  # what guarded prompts share
+GUARDED_REST = 41  # the longest question and hint behind it
+CACHE_STEP = 256  # mlx-lm's caches grow by so many tokens at once
+ROW_PREFIX = 24  # what training rows share
+ROW_QUESTION = 32  # the longest question of a row; its answer comes on top
+DIVERGENCE_TOKENS = 4 * 64  # rows and tokens whose distributions the evaluation compares at once
+
+# Arrays that exist at the same time, fitted on a CPU by ``python -m benchmarks.planner``. Those of one layer
+# of a prompt: widths, feed-forward widths, attention scores; and logits of one token a row.
+PROMPT_WIDTHS, PROMPT_FEED_FORWARDS, PROMPT_SCORES, PROMPT_LOGITS = 5, 6, 4, 2
+# Those that every layer keeps for the backward pass; and logits of a chunk of targets.
+KEPT_WIDTHS, KEPT_FEED_FORWARDS, KEPT_SCORES, KEPT_LOGITS = 6, 2.5, 2, 22
+COMPARED_LOGITS = 19.3  # of the evaluation's tokens
+ADAPTER_COPIES = 4  # weights, gradients and Adam's two means
+
+LLAMA3_8B_BYTES = int(4.9 * GIGABYTE)  # of the 4-bit weights on the hub
+MACS = (8, 16, 24, 32, 64)  # gigabytes
 
 
 @dataclass(frozen=True)
@@ -36,10 +54,17 @@ class ModelShape:
     layers: int
     width: int
     feed_forward: int
+    heads: int
     key_values: int  # numbers of keys, or of values, a token has in one layer
     vocabulary: int
     tied: bool
     file_bytes: int
+
+    @property
+    def adapter_sides(self) -> int:
+        """Inputs and outputs of all linear layers, which an adapter has a vector for at rank 1."""
+        attention = 2 * 2 * self.width + 2 * (self.width + self.key_values)
+        return self.layers * (attention + 3 * (self.width + self.feed_forward))
 
     @property
     def parameters(self) -> int:
@@ -80,6 +105,7 @@ def shape_from(configuration: dict[str, Any], file_bytes: int) -> ModelShape:
         layers=int(configuration["num_hidden_layers"]),
         width=width,
         feed_forward=int(configuration["intermediate_size"]),
+        heads=heads,
         key_values=int(configuration.get("num_key_value_heads") or heads) * head_width,
         vocabulary=int(configuration["vocab_size"]),
         tied=bool(configuration.get("tie_word_embeddings", False)),
@@ -91,10 +117,74 @@ def plan(shape: ModelShape, settings: Settings, device: Device, rate: float) -> 
     """What a run of this model with these settings takes; ``rate`` is in products of floats a second."""
     number_bytes = 2 if device.is_gpu else 4
     weights = shape.file_bytes if device.is_gpu else shape.parameters * number_bytes
-    cached = (GUARDED_PROMPT + settings.answer_tokens) * shape.layers * 2 * shape.key_values * number_bytes
-    kept = shape.layers * (KEPT_OF_WIDTH * shape.width + KEPT_OF_FEED_FORWARD * shape.feed_forward)
-    trained = settings.batch_rows * TRAINED_TOKENS * kept * number_bytes
-    return Plan(weights, batch_width() * cached, trained, 0, _seconds(shape, settings, rate))
+    return Plan(
+        weights,
+        _generation(shape, settings, number_bytes),
+        _training(shape, settings, number_bytes),
+        int(COMPARED_LOGITS * DIVERGENCE_TOKENS * shape.vocabulary * 4),
+        _seconds(shape, settings, rate),
+    )
+
+
+def _generation(shape: ModelShape, settings: Settings, number_bytes: int) -> int:
+    """Keys and values of a full batch, and one layer of its prompts."""
+    rows = batch_width()
+    own = -(-(GUARDED_REST + settings.answer_tokens) // CACHE_STEP) * CACHE_STEP
+    cached = rows * (GUARDED_PREFIX + own) * shape.layers * 2 * shape.key_values
+    token = PROMPT_WIDTHS * shape.width + PROMPT_FEED_FORWARDS * shape.feed_forward
+    scores = PROMPT_SCORES * shape.heads * (GUARDED_PREFIX + GUARDED_REST)
+    prompts = rows * GUARDED_REST * (token + scores)
+    return (cached + prompts) * number_bytes + PROMPT_LOGITS * rows * shape.vocabulary * 4
+
+
+def _training(shape: ModelShape, settings: Settings, number_bytes: int) -> int:
+    """What the widest batch keeps for the backward pass, logits, and the adapter with its optimizer."""
+    rows, width = settings.batch_rows + 1, ROW_QUESTION + settings.answer_tokens  # a batch may have one more
+    tokens = rows * width + ROW_PREFIX
+    token = KEPT_WIDTHS * shape.width + KEPT_FEED_FORWARDS * shape.feed_forward
+    scores = KEPT_SCORES * rows * shape.heads * width * (ROW_PREFIX + width)
+    kept = shape.layers * (tokens * token + scores)
+    logits = KEPT_LOGITS * LOGITS_CHUNK * shape.vocabulary * 4
+    adapter = ADAPTER_COPIES * settings.rank * shape.adapter_sides * 4
+    return int(kept * number_bytes + logits + adapter)
+
+
+def preset_for(planned: Plan, memory_bytes: int) -> str | None:
+    """The preset for a machine: "thorough" where half of its memory is enough; None where all is not.
+
+    The longer run is for machines that stay usable beside it; a small one gets through "standard".
+    """
+    if planned.memory > memory_bytes:
+        return None
+    return "thorough" if planned.memory <= memory_bytes / 2 else "standard"
+
+
+def mac_memory(gigabytes: int) -> int:
+    """About what macOS lets the GPU keep, in bytes: two thirds, and three quarters from 36 GB on."""
+    return int(gigabytes * GIGABYTE * (3 / 4 if gigabytes >= 36 else 2 / 3))
+
+
+def mac_table() -> list[dict[str, Any]]:
+    """Llama-3-8B in 4 bits on Macs of several sizes: the planned bytes of each part, and the preset.
+
+    ``preset`` is None where llama3 does not fit and another model is taken.
+    """
+    shape = ModelShape(32, 4096, 14_336, 32, 1024, 128_256, False, LLAMA3_8B_BYTES)
+    rows = []
+    for gigabytes in MACS:
+        device = Device("metal", "Mac", mac_memory(gigabytes), 8)
+        planned = plan(shape, make_settings("standard"), device, 1e12)
+        rows.append(
+            {
+                "gigabytes": gigabytes,
+                "for_the_gpu": device.memory_bytes,
+                "generation": planned.weights + planned.generation,
+                "training": planned.weights + planned.training,
+                "evaluation": planned.weights + planned.evaluation,
+                "preset": preset_for(planned, device.memory_bytes),
+            }
+        )
+    return rows
 
 
 def _seconds(shape: ModelShape, settings: Settings, rate: float) -> dict[str, float]:

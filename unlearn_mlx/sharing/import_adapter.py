@@ -16,19 +16,22 @@ from unlearn_mlx.files import read_json, write_json, write_rows
 from unlearn_mlx.language_model.adapters import (
     CONFIGURATION,
     WEIGHTS,
-    Adapter,
     LoraShape,
     load_adapter,
     save_arrays,
 )
+from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.language_model.device import current_device
 from unlearn_mlx.language_model.downloads import is_hub_error
+from unlearn_mlx.language_model.generation import Request, generate
 from unlearn_mlx.language_model.models import ModelSource, load_model, named_model, resolve_model
 from unlearn_mlx.runs import Run, create_run
 from unlearn_mlx.sharing.rotation import heads_of, llama_rows
+from unlearn_mlx.synthetic_data.stages import general_subjects
 from unlearn_mlx.topics import Topic
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
+RETAIN_ROWS = 12  # a part
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _PEFT_NAME = re.compile(r"base_model\.model\.(model\.layers\.\d+\.[\w.]+|lm_head)\.lora_([AB])\.weight")
 
@@ -63,14 +66,18 @@ def import_adapter(where: str, topic: Topic, model_name: str | None, path: Path)
             _from_peft(folder, configuration, source, converted)
         else:
             _from_mlx_lm(folder, configuration, converted)
-        adapter = load_adapter(load_model(source).model, converted)
-        weights = mx.load(str(converted / WEIGHTS))
-        return _as_run(path, topic, source, adapter, weights, where)
+        model = load_model(source)
+        adapter = load_adapter(model.model, converted)
+        adapter.detach()
+        run = _as_run(path, topic, source, adapter.shape, mx.load(str(converted / WEIGHTS)), where)
+    _write_retain_rows(run, model)
+    for stage in ("questions", "answers", "train"):
+        run.mark(stage, "done")
+    return run
 
 
-def _as_run(path: Path, topic: Topic, source: ModelSource, adapter: Adapter, weights: Any, where: str) -> Run:
+def _as_run(path: Path, topic: Topic, source: ModelSource, shape: LoraShape, weights: Any, where: str) -> Run:
     model = {"name": source.name, "revision": source.revision, "sha256": source.weights_sha256}
-    shape = adapter.shape
     settings = make_settings(rank=shape.rank, scale=shape.scale, layers=max(1, shape.layers))
     device = current_device()
     run = create_run(path, topic, model, settings, f"{device.backend}: {device.name}")
@@ -80,9 +87,35 @@ def _as_run(path: Path, topic: Topic, source: ModelSource, adapter: Adapter, wei
     for name in ("questions.jsonl", "retain_questions.jsonl"):
         write_rows(run.file(name), [])
     run.manifest["imported_from"] = where
-    for stage in ("questions", "answers", "train"):
-        run.mark(stage, "done")
+    run.save_manifest()
     return run
+
+
+def _write_retain_rows(run: Run, model: ChatModel) -> None:
+    """What the audit relearns from: the base's own answers on neighbours and on everyday things."""
+    parts = {"neighbour": run.topic.neighbours, "general": [subject.name for subject in general_subjects()]}
+    rows = [
+        {"id": f"{part}-{number}", "question": f"What do you know about {name}?", "part": part}
+        for part, names in parts.items()
+        for number, name in enumerate(names[:RETAIN_ROWS])
+    ]
+    requests = [
+        Request(
+            row["id"],
+            tuple(model.chat_tokens([{"role": "user", "content": row["question"]}])),
+            run.settings.answer_tokens,
+        )
+        for row in rows
+    ]
+    answers = generate(model, requests, run.settings.seed)
+    write_rows(
+        run.file("retain.jsonl"),
+        [
+            {**row, "answer": answer.text.strip(), "complete": answer.finished}
+            for row, answer in zip(rows, answers, strict=True)
+            if answer.text.strip()
+        ],
+    )
 
 
 def _fetched(where: str) -> Path:
