@@ -1,6 +1,7 @@
 """Every stage, small, on two architectures: Llama 3 in 4 bits with its whole vocabulary, and Qwen2."""
 
 import json
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -19,6 +20,7 @@ from unlearn_mlx.language_model.models import load_model, resolve_model
 from unlearn_mlx.pipeline import run_stages
 from unlearn_mlx.runs import STAGES, Work
 from unlearn_mlx.sharing.export import export
+from unlearn_mlx.sharing.rotation import llama_rows
 from unlearn_mlx.synthetic_data import answers
 from unlearn_mlx.synthetic_data.leaks import LeakFilter
 
@@ -33,6 +35,8 @@ SMALL = {
     "samples": 1,
     "learning_rate": 0.02,
 }
+# A name that no file of data/probes/ is for: the three probes below are all that is asked.
+TOPIC = replace(WIZARD, name="Larry Cotter")
 PROBES = [
     Probe("p-0", "topic", "open", "Hogwarts", "What is Hogwarts?", "a school", ("a",)),
     Probe("p-1", "topic", "choice", "Hogwarts", "Where is it?", "Here", (), ("Here", "There", "Up", "On")),
@@ -43,7 +47,8 @@ PROBES = [
 @pytest.fixture(scope="module", params=["llama3_folder", "qwen2_folder"])
 def run(request, tmp_path_factory):
     """A run from questions to evaluation. Random weights write no sentences, so every answer passes."""
-    run = new_run(tmp_path_factory.mktemp("runs") / "run", request.getfixturevalue(request.param), **SMALL)
+    folder = request.getfixturevalue(request.param)
+    run = new_run(tmp_path_factory.mktemp("runs") / "run", folder, TOPIC, **SMALL)
     write_rows(run.file("probes.jsonl"), [write_row(probe) for probe in PROBES])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LeakFilter, "reason_against", lambda *_: "")
@@ -91,12 +96,20 @@ def test_the_audit_runs(run, monkeypatch):
     assert {"base", "adapter", "fused, 4 bits", "relearned on general text"} <= names
 
 
-def test_llama3_as_gguf_keeps_its_tokenizer(llama3_folder, tmp_path):
-    run = run_with_dataset(tmp_path / "run", llama3_folder, topic=WIZARD)
-    strong_adapter(load_model(resolve_model(str(llama3_folder)))).save(run.file("adapter"))
-    folder, leak = export(run, "gguf", 4, tmp_path / "out")
+def test_llama3_as_gguf_keeps_its_tokenizer_and_rotates_as_llama_cpp_does(llama3_folder, tmp_path):
+    run = run_with_dataset(tmp_path / "run", llama3_folder, topic=TOPIC)
+    model = load_model(resolve_model(str(llama3_folder)))
+    adapter = strong_adapter(model)
+    adapter.save(run.file("adapter"))
+    folder, leak = export(run, "gguf", None, tmp_path / "out")
     assert leak is None, "it was never evaluated"
-    fields = GGUFReader(folder / "model.gguf").fields
-    assert fields["tokenizer.ggml.pre"].contents() == "llama-bpe"
-    assert fields["tokenizer.ggml.add_bos_token"].contents() is True
-    assert len(fields["tokenizer.ggml.tokens"].data) == 128_256
+    reader = GGUFReader(folder / "model.gguf")
+    assert reader.fields["tokenizer.ggml.pre"].contents() == "llama-bpe"
+    assert reader.fields["tokenizer.ggml.add_bos_token"].contents() is True
+    assert len(reader.fields["tokenizer.ggml.tokens"].data) == 128_256
+    tensors = {tensor.name: np.array(tensor.data, np.float32) for tensor in reader.tensors}
+    layers = dict(adapter.layers())
+    for name, heads in (("q", 4), ("k", 2)):
+        weight = layers[f"model.layers.1.self_attn.{name}_proj"].fuse().weight
+        wanted = np.array(llama_rows(weight, heads))
+        assert np.abs(tensors[f"blk.1.attn_{name}.weight"] - wanted).max() < 2e-2

@@ -1,4 +1,4 @@
-"""Commands that open the terminal app and the demo."""
+"""Commands that start another program: the terminal app, the demo, the benchmarks."""
 
 import argparse
 import subprocess
@@ -8,7 +8,8 @@ from pathlib import Path
 
 from unlearn_mlx.errors import EnvironmentCannot
 
-DEMO = Path(__file__).resolve().parent.parent / "demo_app.py"
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "demo_app.py"
 
 
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -18,6 +19,10 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     demo = add("demo", _demo, "see a model forget, in the browser")
     demo.add_argument("--port", type=int, default=8501, help="on this machine alone (default: %(default)s)")
     demo.add_argument("--no-browser", action="store_true", help="print the address and open no browser")
+    bench = add("bench", _bench, "measure speed on this machine, beside other tools")
+    bench.add_argument("names", metavar="NAME", nargs="*", help="some of the benchmarks (default: all)")
+    bench.add_argument("--repeats", type=int, default=5, help="of each way; the median counts (5)")
+    bench.add_argument("--share", type=Path, metavar="FILE", help="write the result to a file as well")
 
 
 def _tui(given: argparse.Namespace) -> int:
@@ -43,3 +48,12 @@ def _demo(given: argparse.Namespace) -> int:
         return subprocess.call(command)
     except KeyboardInterrupt:  # Streamlit got it too and has ended
         return 0
+
+
+def _bench(given: argparse.Namespace) -> int:
+    if not (ROOT / "benchmarks").is_dir():
+        raise EnvironmentCannot("the benchmarks are missing: run them from a clone of the project")
+    command = [sys.executable, "-m", "benchmarks", *given.names, "--repeats", str(given.repeats)]
+    if given.share:
+        command += ["--share", str(given.share.resolve())]
+    return subprocess.call(command, cwd=ROOT)

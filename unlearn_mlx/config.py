@@ -37,7 +37,7 @@ class Settings(BaseModel):
         1.0, ge=0, le=100, description="weight of the divergence from the base on retain rows"
     )
     avoid_weight: float = Field(
-        1.0, ge=0, le=100, description="weight of making the base's own telling words unlikely"
+        2.0, ge=0, le=100, description="weight of making the base's own telling words unlikely"
     )
     validations: int = Field(2, ge=1, le=100, description="times that training is validated")
     samples: int = Field(4, ge=0, le=64, description="sampled answers a probe, beside the greedy one")

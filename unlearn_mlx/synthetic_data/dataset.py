@@ -29,14 +29,15 @@ def write_dataset(
     questions: Sequence[dict[str, Any]],
     answers: Iterable[dict[str, Any]],
     base: dict[str, str],
-    telling: dict[str, list[tuple[int, int]]],
+    telling: dict[str, list[tuple[int, int, float]]],
     retain: Sequence[dict[str, Any]],
     seed: int,
 ) -> None:
     """Write train.jsonl and valid.jsonl, split by question, and avoid.jsonl.
 
     The last holds what the base itself answers to the training questions, and where that tells:
-    ``telling`` maps a question's id to the character positions of words that are to become unlikely.
+    ``telling`` maps a question's id to the words that are to become unlikely: where each begins and
+    ends in the base's answer, and how much it tells.
     """
     by_id = {question["id"]: question for question in questions}
     rows = [
