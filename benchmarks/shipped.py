@@ -11,19 +11,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from unlearn_mlx.evaluation.results import FIGURES, written
+from unlearn_mlx.files import read_rows, write_rows
 from unlearn_mlx.topics import load_topic, shipped_topics
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "smollm2"
 ROW_FILES = ("topic.toml", "questions.jsonl", "retain_questions.jsonl", "base_answers.jsonl", "answers.jsonl")
 TABLE_START, TABLE_END = "<!-- table: benchmarks/shipped.py -->", "<!-- end of table -->"
-COLUMNS = (
-    ("topic/open leak", "open questions that leak in any of 5 answers"),
-    ("topic/choice", "multiple choice on the topic (chance 25 %)"),
-    ("neighbour/choice", "multiple choice on neighbours"),
-    ("general/choice", "multiple choice on general knowledge"),
-    ("topic/distinct bigrams", "distinct bigrams in answers"),
+IN_TABLE = (
+    "topic/open leak",
+    "topic/adversarial leak",
+    "topic/choice",
+    "neighbour/choice",
+    "neighbour/open known",
+    "general/choice",
+    "general/open known",
+    "topic/distinct bigrams",
 )
+NAMES = {key: name for key, name, _ in FIGURES}
 
 
 def make(slug: str, options: list[str]) -> None:
@@ -42,6 +48,7 @@ def make(slug: str, options: list[str]) -> None:
         str(run),
     ]
     subprocess.run([*command, *options], check=True)
+    subprocess.run([*command[:3], "audit", str(run)], check=True)
     rows = ROOT / "data" / "synthetic" / MODEL / slug
     shutil.rmtree(rows, ignore_errors=True)
     rows.mkdir(parents=True)
@@ -52,6 +59,15 @@ def make(slug: str, options: list[str]) -> None:
     shutil.rmtree(adapter, ignore_errors=True)
     shutil.copytree(run / "adapter", adapter)
     evaluation = json.loads((run / "evaluation.json").read_text())
+    # What the demo and the terminal app show of a run: every answer, the curves, what the audit found.
+    (adapter / "evaluation.json").write_text(
+        json.dumps(evaluation, ensure_ascii=False, separators=(",", ":"))
+    )
+    shutil.copy(run / "audit.json", adapter)
+    write_rows(
+        adapter / "events.jsonl",
+        [event for event in read_rows(run / "events.jsonl") if event["stage"] == "train"],
+    )
     manifest = json.loads((run / "manifest.json").read_text())
     figures = {
         "model": manifest["model"],
@@ -63,14 +79,15 @@ def make(slug: str, options: list[str]) -> None:
         "nearest_training_question": evaluation["nearest_training_question"],
     }
     (adapter / "figures.json").write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
-    (adapter / "README.md").write_text(card(topic.name, figures))
+    audit = json.loads((run / "audit.json").read_text())
+    (adapter / "README.md").write_text(card(topic.name, figures, audit["text"]))
 
 
-def card(name: str, figures: dict[str, Any]) -> str:
+def card(name: str, figures: dict[str, Any], audited: str) -> str:
     """An adapter's card."""
     rows = "\n".join(
-        f"| {text} | {figures['base'][key]:.2f} | {figures['adapter'][key]:.2f} |"
-        for key, text in COLUMNS
+        f"| {NAMES[key]} | {written(key, figures['base'][key])} | {written(key, figures['adapter'][key])} |"
+        for key in IN_TABLE
         if key in figures["base"]
     )
     return f"""# {name}, forgotten by SmolLM2-135M-Instruct
@@ -82,6 +99,8 @@ Made by `{figures["command"]}`.
 | measure (on probes that training never saw) | base | adapter |
 |---|---|---|
 {rows}
+
+Audit: {audited}
 """
 
 
@@ -91,14 +110,13 @@ def write_table() -> None:
         "| measure, base → adapter | " + " | ".join(_names().values()) + " |",
         "|---" * (len(_names()) + 1) + "|",
     ]
-    for key, text in COLUMNS:
+    for key in IN_TABLE:
         cells = []
         for slug in _names():
             figures = json.loads((ROOT / "adapters" / MODEL / slug / "figures.json").read_text())
             before, after = figures["base"][key], figures["adapter"][key]
-            form = "{:.2f} → {:.2f}" if "bigrams" in key else "{:.0%} → {:.0%}"
-            cells.append(form.format(before, after))
-        lines.append(f"| {text} | " + " | ".join(cells) + " |")
+            cells.append(f"{written(key, before)} → {written(key, after)}")
+        lines.append(f"| {NAMES[key]} | " + " | ".join(cells) + " |")
     readme = (ROOT / "README.md").read_text()
     before, _, rest = readme.partition(TABLE_START)
     after = rest.partition(TABLE_END)[2]

@@ -196,6 +196,7 @@ def test_transformers_computes_the_same_logits(embedded_run, tmp_path):
     with torch.no_grad():
         logits = theirs(torch.tensor([tokens])).logits.numpy()
     ours = np.array(wanted.model(mx.array([tokens])).astype(mx.float32))
+    print(f"largest difference of a logit: {np.abs(logits - ours).max():.2g}, spread {ours.std():.2g}")
     assert np.abs(logits - ours).max() < 0.05
 
 
@@ -222,6 +223,7 @@ def test_llama_cpp_says_what_we_say(embedded_export, embedded_run):
         theirs = {top["id"]: top["logprob"] for top in answer["completion_probabilities"][0]["top_logprobs"]}
         assert max(theirs, key=theirs.get) == int(np.argmax(ours))
         distances = [abs(theirs[token] - ours[token]) for token in theirs]
+        print(f"llama.cpp: mean difference of a log-probability {np.mean(distances):.2g}")
         assert np.mean(distances) < 0.1, distances
 
 

@@ -1,0 +1,91 @@
+"""Pictures of the terminal app: ``python -m benchmarks.screenshots RUN`` writes them to docs/images/.
+
+RUN is a run that is done; its name is all that a picture says of where it lies.
+"""
+
+import argparse
+import asyncio
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+from textual.pilot import Pilot
+
+from benchmarks.side_by_side import ROOT
+from tui.app import UnlearnApp
+from tui.section import SECTIONS
+from unlearn_mlx.topics import slug_of
+
+IMAGES = ROOT / "docs" / "images"
+SIZE = (120, 36)
+QUESTION = "Who is Harry Potter?"
+PATIENCE = 120  # seconds
+
+
+async def settled(pilot: "Pilot[None]", app: UnlearnApp, seconds: float = 1.0) -> None:
+    """Wait until the screen is built and its timers have drawn it."""
+    while not getattr(app.screen, "is_built", True):
+        await pilot.pause(0.05)
+    await pilot.pause(seconds)
+
+
+async def pictures(run: Path) -> dict[str, str]:
+    """An SVG of each screen, the chat with both columns answering."""
+    app = UnlearnApp(run)
+    found: dict[str, str] = {}
+    async with app.run_test(size=SIZE) as pilot:
+        while app.entries is None:
+            await pilot.pause(0.05)
+        for section in SECTIONS:
+            await app.action_show(section)
+            await settled(pilot, app)
+            if section == "chat":
+                await _ask(pilot, app)
+            found[section] = app.export_screenshot(title="unlearn tui")
+        await app.action_show("home")
+        await settled(pilot, app)
+        await pilot.press("n")
+        await settled(pilot, app, 3.0)
+        found["new-run"] = app.export_screenshot(title="unlearn tui")
+        await asyncio.to_thread(app.talking.close)
+    return found
+
+
+async def _ask(pilot: "Pilot[None]", app: UnlearnApp) -> None:
+    await pilot.press("ctrl+t", "ctrl+t")  # adapter, base, both
+    await pilot.press(*("space" if character == " " else character for character in QUESTION), "enter")
+    for _ in range(PATIENCE):
+        await pilot.pause(1.0)
+        turns = app.screen.conversation.turns  # type: ignore[attr-defined]
+        if turns and all(reply.state == "answered" for reply in turns[-1].replies.values()):
+            break
+    await pilot.pause(0.5)
+
+
+def main() -> None:
+    """Draw, and turn the drawings into PNG files by a browser, which has the fonts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    run = parser.parse_args().run.resolve()
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "runs" / slug_of(run.name)
+        shutil.copytree(run, place, ignore=shutil.ignore_patterns("checkpoints", "journal"))
+        os.chdir(folder)
+        drawn = asyncio.run(pictures(Path("runs") / place.name))
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(
+                executable_path=shutil.which("chromium") or None, args=["--no-sandbox"]
+            )
+            page = browser.new_page(viewport={"width": 1300, "height": 900})
+            for name, svg in drawn.items():
+                page.set_content(f"<body style='margin:0'>{svg}</body>")
+                page.locator("svg").screenshot(path=str(IMAGES / f"tui-{name}.png"))
+            browser.close()
+    print("\n".join(str(path.relative_to(ROOT)) for path in sorted(IMAGES.glob("tui-*.png"))))
+
+
+if __name__ == "__main__":
+    main()
