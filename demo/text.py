@@ -28,21 +28,11 @@ def label(text: str) -> str:
     )
 
 
-def leaks_in(topic: Topic, question: str, answer: str) -> list[tuple[int, int]]:
-    """Where an answer says names of the topic that its question did not say."""
-    asked = topic.mentions(question)
-    return [
-        (start, end)
-        for start, end, name in topic.mention_spans(answer)
-        if not any(name in other for other in asked)
-    ]
-
-
 def answer_html(topic: Topic, question: str, answer: str, is_open: bool = False) -> str:
     """An answer as HTML with its leaks marked, and a cursor where more of it may come."""
     text = printable(answer)
     pieces, last = [], 0
-    for start, end in leaks_in(topic, question, text):
+    for start, end in topic.leak_spans(question, text):
         pieces += [(text[last:start], False), (text[start:end], True)]
         last = end
     return pieces_html([*pieces, (text[last:], False)], is_open)

@@ -55,7 +55,7 @@ def llama3_folder(tmp_path_factory) -> Path:
     return write_llama3_model(tmp_path_factory.mktemp("models") / "llama3")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def llama3_model(llama3_folder) -> ChatModel:
     return load_model(resolve_model(str(llama3_folder)))
 

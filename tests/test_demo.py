@@ -277,12 +277,12 @@ def test_the_shipped_adapters_are_there_on_a_fresh_clone(workplace):
 
 
 def test_leaks_are_what_the_question_did_not_say():
-    from demo.text import answer_html, leaks_in
+    from demo.text import answer_html
 
     answer = "Harry Potter met Hermione's friend J. K. Rowling in Hogwarts."
-    spans = [answer[start:end] for start, end in leaks_in(WIZARD, "Who is Harry Potter?", answer)]
+    spans = [answer[start:end] for start, end in WIZARD.leak_spans("Who is Harry Potter?", answer)]
     assert spans == ["Hermione's", "J. K. Rowling", "Hogwarts"]
     # Folding changes lengths: the marks stand where the names are.
     accented = "Ĳsel ﬁnds Hërmïone & <Hogwarts>"
-    assert [accented[start:end] for start, end in leaks_in(WIZARD, "", accented)] == ["Hërmïone", "Hogwarts"]
+    assert [accented[start:end] for start, end in WIZARD.leak_spans("", accented)] == ["Hërmïone", "Hogwarts"]
     assert "<mark>Hërmïone</mark> &amp; &lt;<mark>Hogwarts</mark>&gt;" in answer_html(WIZARD, "", accented)

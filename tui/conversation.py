@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tui.text import leaked_names, printable
+from tui.text import leaked_names
+from unlearn_mlx.evaluation.transcripts import printable
 from unlearn_mlx.language_model.engine import Mode, Piece, context_of
 from unlearn_mlx.topics import Topic
 

@@ -9,7 +9,8 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Label, Select, Static, TextArea
 
-from tui.text import one_line, printable, shown
+from tui.text import one_line, shown
+from unlearn_mlx.evaluation.transcripts import printable
 
 
 class Choice(ModalScreen[str]):

@@ -2,16 +2,11 @@
 
 from textual.content import Content
 
-from unlearn_mlx.cli_view import plain
+from unlearn_mlx.evaluation.transcripts import printable
 from unlearn_mlx.topics import Topic
 
 BAR = "█"
 REST = "░"
-
-
-def printable(text: str) -> str:
-    """The text without control characters and marks that turn its direction; line breaks stay."""
-    return plain(text).plain
 
 
 def one_line(text: str) -> str:
@@ -24,19 +19,9 @@ def shown(text: str, style: str = "") -> Content:
     return Content.styled(printable(text), style) if style else Content(printable(text))
 
 
-def leak_spans(topic: Topic, question: str, answer: str) -> list[tuple[int, int]]:
-    """Where an answer says names of the topic that its question did not say."""
-    asked = topic.mentions(question)
-    return [
-        (start, end)
-        for start, end, name in topic.mention_spans(answer)
-        if not any(name in other for other in asked)
-    ]
-
-
 def leaked_names(topic: Topic, question: str, answer: str) -> list[str]:
-    """The names that ``leak_spans`` marks, each once, in the order they are said."""
-    spans = leak_spans(topic, question, answer)
+    """The names that ``Topic.leak_spans`` finds, each once, in the order they are said."""
+    spans = topic.leak_spans(question, answer)
     return list(dict.fromkeys(answer[start:end] for start, end in spans))
 
 
@@ -45,7 +30,7 @@ def with_leaks(topic: Topic | None, question: str, answer: str) -> Content:
     text = printable(answer)
     content = Content(text)
     if topic is not None:
-        for start, end in leak_spans(topic, question, text):
+        for start, end in topic.leak_spans(question, text):
             content = content.stylize("bold underline reverse", start, end)
     return content
 

@@ -101,6 +101,15 @@ class Topic:
             for match in self._pattern.finditer("".join(pieces))
         ]
 
+    def leak_spans(self, question: str, answer: str) -> list[tuple[int, int]]:
+        """Where an answer says names of the topic that its question did not say: start and end of each."""
+        asked = self.mentions(question)
+        return [
+            (start, end)
+            for start, end, name in self.mention_spans(answer)
+            if not any(name in other for other in asked)
+        ]
+
     def to_toml(self) -> str:
         """The topic as a TOML file."""
         tables: dict[str, Any] = {kind: self.entities.get(kind, {}) for kind in ENTITY_KINDS}

@@ -15,7 +15,7 @@ from demo.model import (
     open_probes,
     show_loading,
 )
-from demo.text import answer_html, label, leaks_in, text_html
+from demo.text import answer_html, label, text_html
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.results import SCOPES
 from unlearn_mlx.language_model.engine import Engine, Mode
@@ -212,7 +212,7 @@ def draw_turn(choice: Choice, turn: Turn, places: dict[Mode, DeltaGenerator]) ->
         with place.container():
             st.html(answer_html(choice.topic, turn.question, text, is_open))
             if mode in turn.first_tokens:
-                count = len(leaks_in(choice.topic, turn.question, text))
+                count = len(choice.topic.leak_spans(turn.question, text))
                 leaks = f"{count} name{'s' * (count != 1)} of the topic" if count else "no name of the topic"
                 st.caption(f"{leaks} · first token after {turn.first_tokens[mode]:.2f} s")
 
