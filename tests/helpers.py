@@ -18,6 +18,7 @@ from unlearn_mlx.files import write_rows
 from unlearn_mlx.language_model.adapters import Adapter, LoraShape
 from unlearn_mlx.language_model.models import resolve_model
 from unlearn_mlx.runs import Run, create_run
+from unlearn_mlx.synthetic_data.kinds import HELD_OUT_KINDS, QUESTION_KINDS, QuestionKind
 from unlearn_mlx.topics import Topic
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -188,6 +189,10 @@ def run_with_dataset(path: Path, model_folder: Path, count: int = 24, **settings
     for stage in ("questions", "answers"):
         run.mark(stage, "done")
     return run
+
+
+def kind_named(name: str) -> QuestionKind:
+    return next(kind for kind in (*QUESTION_KINDS, *HELD_OUT_KINDS) if kind.name == name)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

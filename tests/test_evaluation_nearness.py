@@ -2,7 +2,7 @@
 
 import pytest
 
-from unlearn_mlx.synthetic_data.kinds import kind_named
+from tests.helpers import kind_named
 from unlearn_mlx.synthetic_data.nearness import NEAR_DUPLICATE, Nearness
 from unlearn_mlx.synthetic_data.questions import QuestionFilter
 

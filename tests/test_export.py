@@ -197,7 +197,7 @@ def test_transformers_computes_the_same_logits(embedded_run, tmp_path):
         logits = theirs(torch.tensor([tokens])).logits.numpy()
     ours = np.array(wanted.model(mx.array([tokens])).astype(mx.float32))
     print(f"largest difference of a logit: {np.abs(logits - ours).max():.2g}, spread {ours.std():.2g}")
-    assert np.abs(logits - ours).max() < 0.05
+    assert np.abs(logits - ours).max() < 0.1, "half precision"
 
 
 @pytest.mark.slow
@@ -218,9 +218,12 @@ def test_llama_cpp_says_what_we_say(embedded_export, embedded_run):
     ours = np.array(wanted.model(mx.array([tokens]))[0, -1].astype(mx.float32))
     ours -= np.log(np.exp(ours - ours.max()).sum()) + ours.max()
     answers = [asked(tokens), asked(text)]
-    assert [answer["tokens_evaluated"] for answer in answers] == [len(tokens)] * 2, "it cuts the text alike"
+    assert [answer["usage"]["prompt_tokens"] for answer in answers] == [len(tokens)] * 2, (
+        "it cuts the text alike"
+    )
     for answer in answers:
-        theirs = {top["id"]: top["logprob"] for top in answer["completion_probabilities"][0]["top_logprobs"]}
+        first = answer["choices"][0]["logprobs"]["content"][0]
+        theirs = {top["id"]: top["logprob"] for top in first["top_logprobs"]}
         assert max(theirs, key=theirs.get) == int(np.argmax(ours))
         distances = [abs(theirs[token] - ours[token]) for token in theirs]
         print(f"llama.cpp: mean difference of a log-probability {np.mean(distances):.2g}")

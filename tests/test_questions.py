@@ -1,6 +1,7 @@
 import pytest
 
-from unlearn_mlx.synthetic_data.kinds import QUESTION_KINDS, kind_named
+from tests.helpers import kind_named
+from unlearn_mlx.synthetic_data.kinds import QUESTION_KINDS
 from unlearn_mlx.synthetic_data.questions import QuestionFilter
 from unlearn_mlx.synthetic_data.text import distinct_bigrams, is_repetitive, proper_names, whole_sentences
 

@@ -351,10 +351,17 @@ def _config(given: argparse.Namespace) -> int:
 
 def _doctor(given: argparse.Namespace) -> int:
     from unlearn_mlx.doctor import findings
+    from unlearn_mlx.language_model.downloads import GIGABYTE
+    from unlearn_mlx.language_model.planner import mac_table
 
     found = findings()
     for finding in found:
         print(f"{finding.name:12s}{finding.text}")
+    for row in mac_table():
+        peak = max(row[part] for part in ("generation", "training", "evaluation")) / GIGABYTE
+        fits = f"--preset {row['preset']}" if row["preset"] else "does not fit: --model smollm2"
+        granted = row["for_the_gpu"] / GIGABYTE
+        print(f"llama3      on a Mac of {row['gigabytes']:2d} GB: {peak:.1f} of {granted:.1f} GB, {fits}")
     wrong = [finding for finding in found if finding.advice]
     for finding in wrong:
         _say(f"{finding.name}: {finding.advice}")

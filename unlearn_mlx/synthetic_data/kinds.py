@@ -87,8 +87,3 @@ HELD_OUT_KINDS = (
     QuestionKind("fact", ("What is the most important", "What is the best known", "What was the first")),
     QuestionKind("naming", ("Name the", "Name one", "Name a")),
 )
-
-
-def kind_named(name: str) -> QuestionKind:
-    """The kind of this name."""
-    return next(kind for kind in (*QUESTION_KINDS, *HELD_OUT_KINDS) if kind.name == name)
