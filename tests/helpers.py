@@ -164,9 +164,7 @@ def dataset_rows(count: int = 24) -> list[dict[str, Any]]:
 def avoid_rows(count: int = 6) -> list[dict[str, Any]]:
     """Rows as dataset/avoid.jsonl holds them: the base's own answer, and where it tells."""
     answer = {"role": "assistant", "content": KNOWING}
-    telling = [
-        [KNOWING.index(name), KNOWING.index(name) + len(name), 1.0] for name in ("Hermione", "Hogwarts")
-    ]
+    telling = [[KNOWING.index(name), KNOWING.index(name) + len(name)] for name in ("Hermione", "Hogwarts")]
     return [
         {"messages": [{"role": "user", "content": question}, answer], "part": "avoid", "telling": telling}
         for question in QUESTIONS[:count]

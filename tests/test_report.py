@@ -133,7 +133,7 @@ def test_without_charts_there_is_no_script_at_all(tmp_path):
 
 def test_the_verdict_comes_in_words_and_claims_no_erasure(run, full_run):
     text = " ".join(page_of(full_run).text.split())
-    assert "Forgets partly: 33% is left. only 50% of what" in text
+    assert "Forgets partly: 33% is left. Only 50% of what" in text
     assert text.index("Forgets partly") < text.index("75% drew out what the base knows")
     assert "with the adapter 25% still do" in text
     assert "of the topic's neighbours, the adapter knows 50" in text

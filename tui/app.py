@@ -267,14 +267,21 @@ class UnlearnApp(App[None]):
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Every key of the screen and of the app, and the themes."""
         yield SystemCommand("Theme", "Change the colours", self.action_change_theme)
+        keys: dict[tuple[str, str], list[str]] = {}
+        nodes = {}
         for active in screen.active_bindings.values():
             binding = active.binding
             if active.enabled and binding.description and not binding.system:
-                yield SystemCommand(
-                    binding.description,
-                    f"key: {self.get_key_display(binding)}",
-                    lambda action=binding.action, node=active.node: self.run_action(action, node),
-                )
+                command = (binding.description, binding.action)
+                keys.setdefault(command, []).append(self.get_key_display(binding))
+                nodes[command] = active.node
+        for command, names in keys.items():
+            title, action = command
+            yield SystemCommand(
+                title,
+                f"key: {' or '.join(dict.fromkeys(names))}",
+                lambda action=action, node=nodes[command]: self.run_action(action, node),
+            )
 
 
 def _last_line(path: Path) -> str:

@@ -49,7 +49,7 @@ class DataScreen(Section):
         Binding("e,enter", "edit", "Edit", key_display="e"),
         Binding("n", "add", "Add"),
         Binding("u", "undo", "Undo"),
-        Binding("t", "train", "Train on it"),
+        Binding("t", "train", "Train"),
         Binding("escape", "table", "To the table", show=False),
     ]
 
@@ -59,6 +59,7 @@ class DataScreen(Section):
         self._folded: list[str] = []  # what is searched, beside _pairs
         self._topic: Topic | None = None
         self._stamp: tuple[object, ...] = ()
+        self._told = ""  # why there is nothing
 
     def body(self) -> ComposeResult:
         """The filters, the table, and the whole of its row."""
@@ -112,7 +113,7 @@ class DataScreen(Section):
             select.set_options([(shown(one_line(value)), value) for value in sorted(values)])
             if chosen in values:
                 select.value = chosen
-        self.query_one("#whole", Static).update(shown(told))
+        self._told = told
         self._filter()
 
     def _filter(self) -> None:
@@ -143,11 +144,14 @@ class DataScreen(Section):
     def on_row_table_moved(self) -> None:
         """Show the whole of the row, with what leaks in it."""
         pair = self._table().current
-        if pair is not None:
+        if pair is None:
+            text = shown(self._told or "No pair passes the search and the filters.")
+        else:
             answer = with_leaks(self._topic, pair.question, pair.answer)
-            self.query_one("#whole", Static).update(
-                Content.assemble(shown(f"{pair.question}\n", "bold"), answer, shown(f"  [{_verdict(pair)}]"))
+            text = Content.assemble(
+                shown(f"{pair.question}\n", "bold"), answer, shown(f"  [{_verdict(pair)}]")
             )
+        self.query_one("#whole", Static).update(text)
 
     def on_row_table_selected(self) -> None:
         """A second click edits."""

@@ -16,7 +16,11 @@ from unlearn_mlx.evaluation.transcripts import printable
 class Choice(ModalScreen[str]):
     """A question with some answers; escape is the last one."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "Back")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "leave", "Back"),
+        Binding("up", "app.focus_previous", "Up", show=False),
+        Binding("down", "app.focus_next", "Down", show=False),
+    ]
 
     def __init__(self, question: str, answers: dict[str, str]) -> None:
         """``answers`` maps what is returned to what is shown."""

@@ -5,12 +5,12 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
-from textual.widgets import DataTable, Static
+from textual.widgets import Static
 
 from tui.entries import Entry
 from tui.section import Section
+from tui.table import Column, RowTable
 from tui.text import one_line
-from unlearn_mlx.cli_view import plain
 
 WELCOME = "Nothing here yet. n: a new run · enter on a shipped adapter: chat with it"
 
@@ -33,66 +33,68 @@ class HomeScreen(Section):
 
     def __init__(self) -> None:
         super().__init__()
-        self._shown: list[Entry] = []
+        self._states: list[str] = []  # as they are drawn
 
     def body(self) -> ComposeResult:
         """A line on what wants attention, and the table."""
         yield Static(id="attention")
-        yield DataTable(id="entries", cursor_type="row", zebra_stripes=True)
-
-    def on_mount(self) -> None:
-        """Set the table up."""
-        table = self.query_one(DataTable)
-        for heading, width in (("topic", 22), ("model", 10), ("state", 11), ("leaks", 11)):
-            table.add_column(heading, width=width, key=heading)
-        table.add_column("where", key="where")
-        super().on_mount()
+        yield RowTable[Entry](
+            [
+                Column("topic", lambda entry: entry.topic_name, 20),
+                Column("model", lambda entry: entry.model_name, 8),
+                Column("state", self._state, 11),
+                Column("leaks", _leaks, 11),
+                Column("where", _where),
+            ],
+            id="entries",
+        )
 
     def opened(self) -> None:
-        """Draw the table anew, the cursor on the run it was on."""
-        table = self.query_one(DataTable)
-        entries = self.unlearn.entries
-        here = self._current()
-        path = here.path if here else self.entry.path if self.entry else None
-        table.loading = entries is None
-        table.clear()
-        self._shown = list(entries or [])
-        for entry in self._shown:
-            table.add_row(*map(plain, _cells(entry, self.unlearn.state_of(entry))))
-        for row, entry in enumerate(self._shown):
-            if entry.path == path:
-                table.move_cursor(row=row)
+        """Show the entries anew, the cursor on the one it was on."""
+        table = self._table()
+        entries = list(self.unlearn.entries or [])
+        here = table.current or self.entry
+        table.loading = self.unlearn.entries is None
+        places = [row for row, entry in enumerate(entries) if here and entry.path == here.path]
+        table.show(entries, places[0] if places else table.cursor)
         table.focus()
-        self._attend()
+        self.tick()
 
     def tick(self) -> None:
         """States change without a file changing: a worker starts, pauses, dies."""
-        table = self.query_one(DataTable)
-        for row, entry in enumerate(self._shown):
-            state = plain(self.unlearn.state_of(entry))
-            if table.get_cell_at((row, 2)) != state:  # type: ignore[arg-type]
-                table.update_cell_at((row, 2), state)  # type: ignore[arg-type]
-                self._attend()
+        table = self._table()
+        states = [self.unlearn.state_of(entry) for entry in table.rows]
+        if states != self._states:
+            self._states = states
+            table.refresh()
+        self._attend()
 
     def _attend(self) -> None:
-        cut = [entry for entry in self._shown if self.unlearn.state_of(entry).startswith("cut off")]
-        damaged = [entry for entry in self._shown if entry.error]
+        shown = self._table().rows
+        cut = [entry for entry in shown if self.unlearn.state_of(entry).startswith("cut off")]
+        damaged = [entry for entry in shown if entry.error]
         line = self.query_one("#attention", Static)
         if cut:
             line.update(Content(f"▲ {one_line(cut[0].name)} was cut off: r on its line goes on"))
         elif damaged:
             line.update(Content(f"▲ {one_line(damaged[0].error)}"))
-        elif self.unlearn.entries is not None and not any(entry.run for entry in self._shown):
+        elif self.unlearn.entries is not None and not any(entry.run for entry in shown):
             line.update(WELCOME)
         else:
             line.update("enter: open · n: a new run")
 
     def _current(self) -> Entry | None:
-        row = self.query_one(DataTable).cursor_row
-        return self._shown[row] if 0 <= row < len(self._shown) else None
+        return self._table().current
 
-    def on_data_table_row_selected(self) -> None:
-        """Enter or a second click opens the line."""
+    def _table(self) -> RowTable[Entry]:
+        table: RowTable[Entry] = self.query_one("#entries", RowTable)
+        return table
+
+    def _state(self, entry: Entry) -> str:
+        return self.unlearn.state_of(entry)
+
+    def on_row_table_selected(self) -> None:
+        """A second click opens the line."""
         self.action_open()
 
     def action_open(self) -> None:
@@ -138,7 +140,9 @@ class HomeScreen(Section):
             self.run_worker(self.unlearn.action_show("run"))
 
 
-def _cells(entry: Entry, state: str) -> tuple[str, ...]:
-    leaks = "" if entry.before is None or entry.after is None else f"{entry.before:.0%} → {entry.after:.0%}"
-    where = str(entry.path) if entry.run or entry.error else "comes with the project"
-    return tuple(map(one_line, (entry.topic_name, entry.model_name, state, leaks, where)))
+def _leaks(entry: Entry) -> str:
+    return "" if entry.before is None or entry.after is None else f"{entry.before:.0%} → {entry.after:.0%}"
+
+
+def _where(entry: Entry) -> str:
+    return str(entry.path) if entry.run or entry.error else "comes with the project"

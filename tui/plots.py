@@ -30,7 +30,9 @@ class Measure(PlotWidget, can_focus=False):
         if not points:
             return
         xs, ys = [float(x) for x, _ in points], [float(y) for _, y in points]
-        self.set_xlimits(0, max(xs) or 1)
+        last = max(xs) or 1
+        self.set_xlimits(0, last * 1.05)  # a mark at the very edge would be cut off
+        self.set_xticks([0, last // 2, last] if last > 1 else [0, last])
         self.set_ylimits(0, max(ys) * 1.05 or 1)
         if len(points) > 1:
             self.plot(xs, ys, hires_mode=HiResMode.BRAILLE)

@@ -165,7 +165,7 @@ def _map(found: HeatMap) -> Table:
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("", max_width=24, no_wrap=True)
     for form in found.forms:
-        table.add_column(plain(form.replace("_", " ")), justify="center")
+        table.add_column(plain(form.replace("_", " ").replace("-", " ")), justify="center")
     for entity, cells in found.rows:
         table.add_row(plain(one_line(entity)), *(_cell(cell) for cell in cells))
     return table

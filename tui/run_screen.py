@@ -106,10 +106,9 @@ class RunScreen(Section):
         total = psutil.virtual_memory().total
         taken = max(self.unlearn.pipelines.memory(self.entry.path), following.memory if is_working else 0)
         if not is_working or not taken:
-            return Content(f"  memory     {bar(0, BAR_WIDTH)} no worker")
-        return Content(
-            f"  memory     {bar(taken / total, BAR_WIDTH)} {gigabytes(taken)} of {gigabytes(total)}"
-        )
+            return Content.assemble("  memory     ", bar(0, BAR_WIDTH), " no worker")
+        told = f" {gigabytes(taken)} of {gigabytes(total)}"
+        return Content.assemble("  memory     ", bar(taken / total, BAR_WIDTH), told)
 
     def _message(self, following: Following, is_working: bool) -> Content:
         if self.entry and self.unlearn.pipelines.is_paused(self.entry.path):
@@ -220,13 +219,14 @@ def _stages(following: Following, is_working: bool) -> Content:
     lines = []
     for name, stage in following.stages.items():
         state = "cut off" if stage.state == "running" and not is_working else stage.state
-        lines.append(f"{SIGNS.get(state, '?')} {STAGE_NAMES[name]:10s} {_stage_facts(stage, state)}")
-    return Content("\n".join(lines))
+        head = f"{SIGNS.get(state, '?')} {STAGE_NAMES[name]:10s} "
+        lines.append(Content.assemble(head, _stage_facts(stage, state)))
+    return Content("\n").join(lines)
 
 
-def _stage_facts(stage: Stage, state: str) -> str:
+def _stage_facts(stage: Stage, state: str) -> Content:
     if not stage.total:
-        return state
+        return Content(state)
     share = 1.0 if state == "done" else stage.done / stage.total
     parts = [state if state != "running" else "", f"{stage.done}/{stage.total} {stage.unit}"]
     if state == "running":
@@ -234,7 +234,7 @@ def _stage_facts(stage: Stage, state: str) -> str:
             parts.append(f"{stage.rate:.1f}/s")
         if stage.seconds_left is not None:
             parts.append(f"{duration(stage.seconds_left)} left")
-    return f"{bar(share, BAR_WIDTH)} {sentence(parts)}"
+    return Content.assemble(bar(share, BAR_WIDTH), f" {sentence(parts)}")
 
 
 def _sample_line(sample: Sample) -> str:

@@ -83,7 +83,7 @@ class Section(Screen[None]):
         if entry is None:
             text = "nothing is open"
         else:
-            text = f"{one_line(entry.name)} · {self.unlearn.state_of(entry)}"
+            text = f"{self.unlearn.state_of(entry)} · {one_line(entry.name)}"
         self.query_one("#opened", Static).update(Content(text))
 
     def opened(self) -> None:

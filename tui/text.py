@@ -5,8 +5,8 @@ from textual.content import Content
 from unlearn_mlx.evaluation.transcripts import printable
 from unlearn_mlx.topics import Topic
 
-BAR = "█"
-REST = "░"
+BAR = "━"
+REST = "╌"  # told apart without colour
 
 
 def one_line(text: str) -> str:
@@ -35,10 +35,10 @@ def with_leaks(topic: Topic | None, question: str, answer: str) -> Content:
     return content
 
 
-def bar(share: float, width: int) -> str:
-    """A share of one as a row of blocks."""
+def bar(share: float, width: int) -> Content:
+    """A share of one as a line, the rest of it broken."""
     filled = round(max(0.0, min(1.0, share)) * width)
-    return BAR * filled + REST * (width - filled)
+    return Content.assemble((BAR * filled, "bold $text-success"), (REST * (width - filled), "$text-muted"))
 
 
 def duration(seconds: float) -> str:

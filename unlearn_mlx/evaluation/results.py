@@ -48,7 +48,10 @@ def verdict_sentences(evaluation: dict[str, Any]) -> list[str]:
     judged = evaluation.get("verdict")
     if not judged:
         return []
-    return [f"{judged['name'].capitalize()}: {judged['reason']}.", *(f"{note}." for note in judged["notes"])]
+    return [
+        f"{judged['name'].capitalize()}: {judged['reason']}.",
+        *(f"{note[:1].upper()}{note[1:]}." for note in judged["notes"]),
+    ]
 
 
 def is_share(figure: str) -> bool:

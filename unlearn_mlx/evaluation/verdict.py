@@ -87,7 +87,7 @@ def _notes(base: dict[str, float], adapter: dict[str, float]) -> list[str]:
     for scope, figure in (("neighbour", "neighbour/open known"), ("general", "general/open known")):
         left = _left(base, adapter, figure)
         if left is not None and left < KEPT:
-            notes.append(f"only {left:.0%} of what the base knows of {_SCOPES[scope]} is left")
+            notes.append(f"asked openly about {_SCOPES[scope]}, it knows {left:.0%} of what the base knows")
         declined = _declined(adapter, scope) - _declined(base, scope)
         if declined >= BROKEN:
             notes.append(f"{declined:.0%} more of the answers on {_SCOPES[scope]} decline")

@@ -27,7 +27,6 @@ class Row:
     tokens: list[int]
     targets: list[int]
     part: str  # one of PARTS
-    weights: list[float] | None = None  # of the targets; None: all 1
 
 
 @dataclass
@@ -48,7 +47,7 @@ class Batch:
     targets: mx.array  # [targets]
     forget: mx.array  # [targets], 1 where a forget row's target is, else 0
     retain: mx.array  # [targets]
-    avoid: mx.array  # [targets], how much the target tells where it is an avoid row's, else 0
+    avoid: mx.array  # [targets]
     top_ids: mx.array  # [targets, TOP]
     top_log_probabilities: mx.array  # [targets, TOP]
     target_count: int
@@ -67,12 +66,12 @@ def avoid_row(model: ChatModel, entry: dict[str, Any]) -> Row:
     prompt = model.chat_tokens([question])
     tokens = model.text_tokens(answer["content"])
     ends = [len(model.text_of(tokens[: count + 1])) for count in range(len(tokens))]
-    weights = {
-        len(prompt) + number: max(told)
+    targets = [
+        len(prompt) + number
         for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False))
-        if (told := [weight for first, last, weight in entry["telling"] if begin < last and first < end])
-    }
-    return Row([*prompt, *tokens], list(weights), "avoid", list(weights.values()))
+        if any(begin < last and first < end for first, last in entry["telling"])
+    ]
+    return Row([*prompt, *tokens], targets, "avoid")
 
 
 def batch_order(rows: Sequence[Row], batch_rows: int, seed: int, epoch: int) -> list[list[int]]:
@@ -108,7 +107,6 @@ def make_batch(rows: Sequence[Row], tops: Sequence[BaseTop | None], prefix: Sequ
     places: list[tuple[int, int]] = []
     targets: list[int] = []
     parts: list[str] = []
-    weights: list[float] = []
     ids, log_probabilities = [], []
     for number, (row, top) in enumerate(zip(rows, tops, strict=True)):
         inputs = row.tokens[skipped:-1]
@@ -116,7 +114,6 @@ def make_batch(rows: Sequence[Row], tops: Sequence[BaseTop | None], prefix: Sequ
         places += [(number, position - 1 - skipped) for position in row.targets]
         targets += [row.tokens[position] for position in row.targets]
         parts += [row.part] * len(row.targets)
-        weights += row.weights or [1.0] * len(row.targets)
         ids.append(top.ids if top else np.zeros((len(row.targets), TOP), np.int32))
         log_probabilities.append(
             top.log_probabilities if top else np.zeros((len(row.targets), TOP), np.float32)
@@ -125,8 +122,7 @@ def make_batch(rows: Sequence[Row], tops: Sequence[BaseTop | None], prefix: Sequ
     padding = _rounded(count, TARGET_STEP) - count
 
     def of_part(wanted: str) -> mx.array:
-        counted = [weight if part == wanted else 0.0 for part, weight in zip(parts, weights, strict=True)]
-        return mx.array(counted + [0.0] * padding)
+        return mx.array([float(part == wanted) for part in parts] + [0.0] * padding)
 
     return Batch(
         prefix=mx.array(list(prefix), dtype=mx.int32),

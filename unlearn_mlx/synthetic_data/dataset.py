@@ -29,7 +29,7 @@ def write_dataset(
     questions: Sequence[dict[str, Any]],
     answers: Iterable[dict[str, Any]],
     base: dict[str, str],
-    telling: dict[str, list[tuple[int, int, float]]],
+    telling: dict[str, list[tuple[int, int]]],
     retain: Sequence[dict[str, Any]],
     seed: int,
 ) -> None:
@@ -37,7 +37,7 @@ def write_dataset(
 
     The last holds what the base itself answers to the training questions, and where that tells:
     ``telling`` maps a question's id to the words that are to become unlikely: where each begins and
-    ends in the base's answer, and how much it tells.
+    ends in the base's answer.
     """
     by_id = {question["id"]: question for question in questions}
     rows = [

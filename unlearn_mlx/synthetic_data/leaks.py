@@ -20,7 +20,6 @@ _FORM_WORDS = frozenset({"fictional", "hint", "hints", "franchise"})
 SHORTEST_ANSWER = 4  # words
 COMMON_SHARE = 0.04  # a word in more of the base's answers than this is part of what it knows
 EVERYDAY_SHARE = 0.01  # a word in more of the base's answers on everything else than this tells nothing
-FAINT = 0.25  # how much a word tells that is neither a name nor a word of the topic
 CANON_SHARE = 0.02  # an invented name in more accepted answers than this would be a new canon
 
 
@@ -93,23 +92,21 @@ class LeakFilter:
         self.accepted += 1
         self.invented.update(proper_names(answer) - set(words(question)))
 
-    def telling_spans(self, question_id: str, question: str) -> list[tuple[int, int, float]]:
+    def telling_spans(self, question_id: str, question: str) -> list[tuple[int, int]]:
         """Where the base's own answer tells: its names and content words that were not asked.
 
         Words of its answers on everything else do not tell, nor do numbers, whose digits are tokens
-        that all numbers share. Character positions in the answer, the beginning and end of each word,
-        and how much it tells: names and words of the topic 1, other words less.
+        that all numbers share. Character positions in the answer, the beginning and end of each word.
         """
         answer = self.base_answers[question_id]
         told = {word for name in self.topic.mentions(answer) for word in words(name)}
         told |= proper_names(answer) | self.base_words[question_id] & self.knowledge_words
-        weights = dict.fromkeys(self.base_words[question_id] - self.everyday_words, FAINT)
-        weights |= dict.fromkeys(told, 1.0)
-        asked = set(words(question))
+        told |= self.base_words[question_id] - self.everyday_words
+        telling = told - set(words(question))
         return [
-            (match.start(), match.end(), weights[word])
+            (match.start(), match.end())
             for match in re.finditer(r"[^\W_]+", answer)
-            if (word := fold(match.group())) in weights and word not in asked and not word.isdigit()
+            if (word := fold(match.group())) in telling and not word.isdigit()
         ]
 
     def _broken(self, answer: str) -> str:

@@ -1,0 +1,65 @@
+"""A program in a pseudo-terminal, driven by keys, and what stands on its screen."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pexpect
+import pyte
+
+
+class Terminal:
+    """A terminal of its own for a program."""
+
+    def __init__(self, command: Sequence[str], folder: Path, columns: int = 120, rows: int = 40) -> None:
+        self._screen = pyte.Screen(columns, rows)
+        self._stream = pyte.ByteStream(self._screen)
+        environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
+        environment.pop("NO_COLOR", None)
+        self.process = pexpect.spawn(
+            command[0], list(command[1:]), cwd=str(folder), env=environment, dimensions=(rows, columns)
+        )
+        self.process.delaybeforesend = None  # pexpect waits 50 ms before each key otherwise
+
+    @property
+    def text(self) -> str:
+        """What stands on the screen."""
+        return "\n".join(self._screen.display)
+
+    def read(self, seconds: float) -> bool:
+        """Take in what the program writes next; says whether that came in time."""
+        try:
+            self._stream.feed(self.process.read_nonblocking(65536, timeout=seconds))
+        except (pexpect.TIMEOUT, pexpect.EOF):
+            return False
+        return True
+
+    def until(self, condition: str | Callable[[str], bool], seconds: float = 120) -> None:
+        """Wait until a text stands on the screen, or until what stands there fulfils a condition.
+
+        Raises:
+            AssertionError: with the screen, where that takes too long or the program ends before.
+        """
+        end = time.monotonic() + seconds
+        while not (condition in self.text if isinstance(condition, str) else condition(self.text)):
+            if time.monotonic() > end:
+                raise AssertionError(f"not within {seconds} s: {condition}\n{self.text}")
+            if not self.read(0.1) and not self.process.isalive():
+                raise AssertionError(f"ended before: {condition}\n{self.text}")
+
+    def press(self, *keys: str) -> None:
+        """Send keys one after the other, each once the program has drawn what the one before did."""
+        for key in keys:
+            self.process.send(key)
+            while self.read(0.15):
+                pass
+
+    def exit_code(self, seconds: float = 120) -> int | None:
+        """Wait until the program ends."""
+        end = time.monotonic() + seconds
+        while self.process.isalive() and time.monotonic() < end:
+            self.read(0.1)
+        self.process.close()
+        code: int | None = self.process.exitstatus
+        return code
