@@ -8,7 +8,17 @@ from pathlib import Path
 
 from benchmarks.side_by_side import machine
 
-NAMES = ("startup", "chat", "generation", "training", "machine_limit", "growth", "end_to_end")
+NAMES = (
+    "startup",
+    "chat",
+    "generation",
+    "training",
+    "machine_limit",
+    "growth",
+    "planner",
+    "tui",
+    "end_to_end",
+)
 
 
 def main() -> int:

@@ -267,7 +267,7 @@ def test_models_and_doctor_name_the_default_and_why(capsys):
     assert "smollm2" in shown and "llama3" in shown and "default here" in shown
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
-    assert "device" in shown and "mlx" in shown
+    assert "chip" in shown and "mlx" in shown
     assert "reference" not in shown  # the fast BLAS is installed with the project
 
 

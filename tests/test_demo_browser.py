@@ -137,7 +137,7 @@ def test_the_chosen_adapter_is_in_the_address_and_every_page_opens(tab):
 def test_a_run_is_started_watched_reloaded_stopped_and_resumed(tab):
     page = tab("start")
     page.get_by_role("textbox", name="Topic").fill("Chewing gum")
-    page.get_by_label("Model").click()
+    page.get_by_role("combobox", name="Model", exact=True).click()
     page.get_by_role("option", name="smollm2").click()
     button(page, "Start").click()
     page.get_by_text("Questions: running").wait_for()

@@ -1,6 +1,7 @@
 """``unlearn tui``: the app that holds the screens, the open run, its worker and the chat's engine."""
 
 import asyncio
+import gc
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -69,6 +70,7 @@ class UnlearnApp(App[None]):
         self.set_interval(TICK, self._tick)
         self.set_interval(LOOK_AROUND, self.look_around)
         self.look_around()
+        self.call_after_refresh(settle)
 
     # What is open
 
@@ -282,6 +284,11 @@ class UnlearnApp(App[None]):
                 f"key: {' or '.join(dict.fromkeys(names))}",
                 lambda action=action, node=nodes[command]: self.run_action(action, node),
             )
+
+
+def settle() -> None:
+    """Spare the garbage collector what has come to stay: each pass over it holds up the screen for 100 ms."""
+    gc.freeze()
 
 
 def _last_line(path: Path) -> str:

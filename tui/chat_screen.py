@@ -1,6 +1,7 @@
 """Chat: base, adapter or both, toggled in the middle of a conversation."""
 
 import asyncio
+import gc
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -28,6 +29,7 @@ class TurnView(Vertical):
     def __init__(self, turn: Turn, topic: Topic | None) -> None:
         super().__init__(classes="turn")
         self.turn, self.topic = turn, topic
+        self._is_built = False
 
     def compose(self) -> ComposeResult:
         """The question over its replies."""
@@ -40,11 +42,12 @@ class TurnView(Vertical):
 
     def on_mount(self) -> None:
         """Show what is there."""
+        self._is_built = True
         self.redraw()
 
     def redraw(self) -> None:
         """Show the replies as they are now."""
-        if not self.is_mounted:
+        if not self._is_built:
             return
         for mode, reply in self.turn.replies.items():
             heading = self.turn.heading(mode)
@@ -67,7 +70,8 @@ class ChatScreen(Section):
         "# Chat\n**ctrl+t** changes who answers: the adapter, the base, or both side by side. Each has "
         "its own memory of the conversation. Names of the topic that the question did not say are set "
         "off and counted as leaks.\n\nStrength 1 is the adapter as trained, 0 is the base. **Tab** goes "
-        "from the line to the sliders, the arrow keys change them."
+        "from the line to the sliders, the arrow keys change them. **Escape** leaves the line, so that 1 "
+        "to 6 change the screen; f1 to f6 do so from anywhere, and f12 is this help."
     )
     section = "chat"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -110,6 +114,7 @@ class ChatScreen(Section):
         entry = self.entry
         if entry is not None and entry.path != self._path:
             self._path = entry.path
+            self.mode = "adapter"
             try:
                 self._topic = entry.topic
             except UserError as error:
@@ -129,6 +134,8 @@ class ChatScreen(Section):
             return
         try:
             self._is_ready = self.unlearn.talking.is_ready()
+            if self._is_ready:
+                gc.freeze()  # as the app does when it begins: mlx-lm has brought much
             self._show_state()
         except UserError as error:
             self._is_ready = True  # nothing more to wait for
@@ -171,6 +178,10 @@ class ChatScreen(Section):
             self.notify(str(error), severity="error", markup=False)
             return
         event.input.value = ""
+        self.show_turn(turn)
+
+    def show_turn(self, turn: Turn) -> None:
+        """Add a turn to the conversation, and keep its end in sight."""
         self.conversation.turns.append(turn)
         self.query_one("#conversation").mount(TurnView(turn, self._topic))
         self.query_one("#conversation", VerticalScroll).anchor()
@@ -193,7 +204,7 @@ class ChatScreen(Section):
         for piece in pieces:
             turn.replies[piece.mode].take(piece)
         if answering.ended:
-            turn.end("stopped")
+            turn.end("stopped" if answering.stop.is_set() else "cut at its length")
             self._answering = None
         if pieces or answering.ended:
             self._last_view().redraw()

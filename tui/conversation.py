@@ -17,7 +17,7 @@ TURNS_KEPT = 8  # that are fed back: a small model loses itself in longer conver
 
 @dataclass
 class Reply:
-    """What one model answers. ``state`` is "asked", then "answered", "stopped" or "failed"."""
+    """What one model answers. ``state`` is "asked", then "answered" or why it broke off."""
 
     text: str = ""
     tokens: int = 0

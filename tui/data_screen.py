@@ -1,6 +1,7 @@
 """Data: every pair of question and answer, to be searched, judged, edited and added to."""
 
 import asyncio
+import gc
 from typing import ClassVar
 
 from textual import work
@@ -88,22 +89,25 @@ class DataScreen(Section):
     async def _read(self) -> None:
         run = self.entry.run if self.entry else None
         if run is None:
-            self._show([], "A run's questions and answers are shown here: open one on Home.")
+            self._stamp = ()
+            self._show([], [], "A run's questions and answers are shown here: open one on Home.")
             return
         stamp = (run.path, *(_stamp(run, name) for name in ("questions.jsonl", "answers.jsonl", FILE)))
         if stamp == self._stamp:
             return
         try:
-            pairs, topic = await asyncio.to_thread(_load, run)
+            pairs, folded, topic = await asyncio.to_thread(_load, run)
         except UserError as error:
-            self._show([], str(error))
+            self._stamp = ()
+            self._show([], [], str(error))
             return
         self._topic, self._stamp = topic, stamp
-        self._show(pairs, "" if pairs else "No answers yet: they come with the stage 'Answers' on Run.")
+        gc.freeze()  # ten thousand pairs, which the collector would go through again and again
+        none = "" if pairs else "No answers yet: they come with the stage 'Answers' on Run."
+        self._show(pairs, folded, none)
 
-    def _show(self, pairs: list[Pair], told: str = "") -> None:
-        self._pairs = pairs
-        self._folded = [fold(f"{pair.question}\n{pair.answer}") for pair in pairs]
+    def _show(self, pairs: list[Pair], folded: list[str], told: str) -> None:
+        self._pairs, self._folded = pairs, folded
         for id, values in (
             ("#kind", {pair.kind for pair in pairs}),
             ("#reason", {_verdict(pair) for pair in pairs}),
@@ -249,14 +253,16 @@ class DataScreen(Section):
         self.run_worker(self.unlearn.action_show("run"))
 
 
-def _load(run: Run) -> tuple[list[Pair], Topic]:
+def _load(run: Run) -> tuple[list[Pair], list[str], Topic]:
+    """The pairs, what is searched in each, and the topic."""
     questions = run.file("questions.jsonl")
     answers = run.file("answers.jsonl")
     pairs: list[Pair] = []
     if questions.exists() and answers.exists():
         sampled = read_rows(answers, ("question_id", "answer", "accepted"))
         pairs = pairs_of(read_rows(questions, ("id", "question")), sampled)
-    return apply_edits(pairs, read_edits(run.path)), run.topic
+    pairs = apply_edits(pairs, read_edits(run.path))
+    return pairs, [fold(f"{pair.question}\n{pair.answer}") for pair in pairs], run.topic
 
 
 def _stamp(run: Run, name: str) -> tuple[int, int] | None:

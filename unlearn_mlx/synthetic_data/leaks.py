@@ -99,9 +99,10 @@ class LeakFilter:
         that all numbers share. Character positions in the answer, the beginning and end of each word.
         """
         answer = self.base_answers[question_id]
+        said = content_words(answer)
         told = {word for name in self.topic.mentions(answer) for word in words(name)}
-        told |= proper_names(answer) | self.base_words[question_id] & self.knowledge_words
-        told |= self.base_words[question_id] - self.everyday_words
+        told |= proper_names(answer) | said & self.knowledge_words
+        told |= said - self.everyday_words
         telling = told - set(words(question))
         return [
             (match.start(), match.end())

@@ -1,0 +1,106 @@
+"""How each screen of the terminal app looks, at the smallest size and at a wide one."""
+
+import time
+
+import pytest
+from textual.content import Content
+from textual.widgets import Input
+
+from tests.snapshots import assert_same_picture
+from tests.tui_driver import drive, finished_run, go_to, screen_text, until
+from tui.conversation import Reply, Turn
+from unlearn_mlx.synthetic_data.edits import Edit, add_edit
+
+SIZES = [(80, 24), (140, 45)]
+
+
+@pytest.fixture(autouse=True)
+def always_the_same(workplace, monkeypatch):
+    """Clocks, colours, and what depends on the machine or changes with what is shipped."""
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("tui.entries.SHIPPED", workplace / "none")
+    options = [(Content("smollm2 (needs 2.0 GB)"), "smollm2"), (Content("llama3 (needs 9.0 GB)"), "llama3")]
+    monkeypatch.setattr("tui.new_run._models", lambda: (options, "smollm2", "metal, 16.0 GB; smollm2"))
+    monkeypatch.setattr("tui.talking.Talking.prepare", lambda *_: None)
+    monkeypatch.setattr("tui.talking.Talking.is_ready", lambda _: True)
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def no_blinking(app):
+    for field in app.screen.query(Input):
+        field.cursor_blink = False
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_the_screens_look_as_they_did(workplace, size, tmp_path_factory):
+    path = finished_run(workplace)
+    add_edit(path, Edit("Who lives at Hogwarts?", "A family of ferrymen.", True))
+    new = tmp_path_factory.mktemp("pictures")
+
+    async def flow(pilot, app):
+        await until(pilot, lambda: "runs/harry-potter" in screen_text(app))
+        await assert_same_picture(pilot, "home", new)
+        await pilot.press("n")
+        await until(pilot, lambda: "metal" in screen_text(app))
+        no_blinking(app)
+        await assert_same_picture(pilot, "new-run", new)
+        await pilot.press("escape")
+        for section, there in (
+            ("run", "Evaluation"),
+            ("data", "643 of 643"),
+            ("topic", "names give it away"),
+            ("result", "multiple choice"),
+        ):
+            await go_to(pilot, app, section)
+            await until(pilot, lambda there=there: there in screen_text(app))
+            await assert_same_picture(pilot, section, new)
+            if section == "run":
+                await pilot.press("v")
+                await assert_same_picture(pilot, "run-plots", new)
+            if section == "data":
+                await pilot.press("e")
+                await until(pilot, lambda: "Edit a pair" in screen_text(app))
+                app.screen.query_one("TextArea").focus()
+                app.screen.query_one("TextArea").cursor_blink = False
+                no_blinking(app)
+                await assert_same_picture(pilot, "data-edit", new)
+                await pilot.press("escape", "f12")
+                await until(pilot, lambda: "What the model is" in screen_text(app))
+                await assert_same_picture(pilot, "help", new)
+                await pilot.press("f12")
+
+    drive(flow, size, path)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_the_chat_looks_as_it_did(workplace, size, tmp_path_factory):
+    path = finished_run(workplace)
+    (path / "adapter").mkdir()
+    (path / "adapter" / "adapters.safetensors").touch()
+    told = "Harry Potter is a wizard at Hogwarts, and his best friends are Ron Weasley and Hermione Granger."
+    turns = [
+        Turn("Who is Harry Potter?", {"adapter": reply("He sells rye bread by the sea.")}, 1, 0),
+        Turn("And his friends?", {"base": reply(told), "adapter": reply("Two bakers.")}, 0.8, 0),
+        Turn("Tell me more.", {"base": Reply("He was", 3, 1.0, 1.25)}, 1, 0.7),
+    ]
+    turns[1].replies["base"].is_marked = True
+
+    async def flow(pilot, app):
+        await go_to(pilot, app, "chat")
+        for turn in turns:
+            app.screen.show_turn(turn)
+        no_blinking(app)
+        await until(
+            pilot, lambda: "marked as a leak" in screen_text(app) and "loading" not in screen_text(app)
+        )
+        await assert_same_picture(pilot, "chat", tmp_path_factory.mktemp("pictures"))
+
+    drive(flow, size, path)
+
+
+def reply(text):
+    return Reply(text, 22, 1.0, 1.5, "answered")
