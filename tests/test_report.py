@@ -259,7 +259,8 @@ def test_the_command_in_the_report_makes_the_same_settings(tmp_path, preset, cha
         "settings": settings.model_dump(),
     }
     words = shlex.split(making_command(manifest))
-    given = _parser().parse_args([*words[1:], "--dry-run", "--out", str(tmp_path / "run")])
+    words = [*words[1:], "--dry-run", "--out", str(tmp_path / "run")]
+    given = _parser(words).parse_args(words)
     topic, made, model, *_ = _make_run(given)
     assert (topic.name, made, model["name"]) == ("Volcanoes; rm -rf ~", settings, "smollm2")
 

@@ -170,7 +170,7 @@ def remove_cached(repository: str, only: Path | None = None) -> int:
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        found = [repo for repo in scan_cache_dir().repos if repo.repo_id == repository]
+        found = [repo for repo in scan_cache_dir(hub_cache()).repos if repo.repo_id == repository]
     except CacheNotFound:
         found = []
     revisions = [
@@ -182,7 +182,7 @@ def remove_cached(repository: str, only: Path | None = None) -> int:
     ]
     if not revisions:
         raise UserError(f"the cache has no {repository}: 'unlearn models' lists what is there")
-    strategy = scan_cache_dir().delete_revisions(*revisions)
+    strategy = scan_cache_dir(hub_cache()).delete_revisions(*revisions)
     strategy.execute()
     return strategy.expected_freed_size
 
