@@ -38,12 +38,15 @@ class Turn:
     takes: int = 0  # how often it was answered before; each take draws other random numbers
     texts: dict[Mode, str] = field(default_factory=dict)
     first_tokens: dict[Mode, float] = field(default_factory=dict)  # seconds to the first one
+    finished: set[Mode] = field(default_factory=set)
     state: str = "asked"  # then "answering", and "answered", "stopped" or what went wrong
 
     def add(self, piece: Piece, seconds: float) -> None:
         """Put some text to an answer that is ``seconds`` old."""
         self.texts[piece.mode] = self.texts.get(piece.mode, "") + piece.text
         self.first_tokens.setdefault(piece.mode, seconds)
+        if piece.finished:
+            self.finished.add(piece.mode)
 
 
 def ask(engine: Engine, choice: Choice, turns: list[Turn]) -> Answering:

@@ -2,8 +2,8 @@
 
 import html
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import streamlit as st
 
@@ -15,6 +15,19 @@ STYLE = """<style>
 .said mark { background: rgba(255, 75, 75, 0.28); color: inherit; border-bottom: 2px solid #ff4b4b;
   border-radius: 3px; padding: 0 2px; }
 .said .cursor { opacity: 0.5; }
+.wide, .st-key-heat { overflow-x: auto; }
+.figures { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.figures th, .figures td { padding: 0.35rem 0.6rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid rgba(128, 136, 146, 0.3); }
+.figures th { opacity: 0.7; font-weight: 400; }
+.figures th:first-child, .figures td:first-child { text-align: left; white-space: normal;
+  overflow-wrap: anywhere; min-width: 7.5rem; }
+.stMainBlockContainer { padding-top: 4.75rem; }
+.stBottomBlockContainer { padding-bottom: 1.5rem; }
+@media (max-width: 40rem) {
+  .figures { font-size: 0.85rem; }
+  .figures th, .figures td { padding: 0.3rem 0.35rem; }
+}
 </style>"""
 
 _MARKDOWN = re.compile(r"([^\w\s]|_)")
@@ -53,8 +66,29 @@ def text_html(text: str) -> str:
     return pieces_html([(text, False)])
 
 
+def table_html(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as HTML, which a phone can show whole; all of its texts are escaped."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "".join(f"<{tag}>{html.escape(printable(cell))}</{tag}>" for cell in cells)
+
+    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
+    return (
+        f'<div class="wide"><table class="figures"><thead><tr>{line(head, "th")}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def shade() -> Literal["light", "dark"]:
+    """Whether the page is light or dark."""
+    return st.context.theme.type or "light"
+
+
 def show_chart(chart: dict[str, Any]) -> None:
     """A chart of the report, in the colours of a light or dark page."""
     from unlearn_mlx.evaluation.charts import THEMES
 
-    st.vega_lite_chart({**chart, "config": THEMES[st.context.theme.type or "light"]}, theme=None)
+    theme = THEMES[shade()]
+    # The report's names are cut at 180 pixels, which a wide page has no need of.
+    axis = {**theme["axis"], "labelLimit": {"expr": "windowSize()[0] < 640 ? 150 : 300"}}
+    st.vega_lite_chart({**chart, "config": {**theme, "axis": axis}}, theme=None)

@@ -12,6 +12,7 @@ from unlearn_mlx.pipeline import start_child
 from unlearn_mlx.runs import STAGES
 
 MODULE = "unlearn_mlx.pipeline"
+BEHIND = 5  # a worker's priority: where cores are few, keys and chat go before it
 
 
 class Workers:
@@ -23,7 +24,10 @@ class Workers:
 
     def start(self, run: Path, stages: Sequence[str] = STAGES) -> None:
         """Start a worker on a run."""
-        self._own[run.resolve()] = start_child(run, stages)
+        child = start_child(run, stages)
+        with suppress(psutil.Error):
+            psutil.Process(child.pid).nice(BEHIND)
+        self._own[run.resolve()] = child
 
     def find(self) -> None:
         """Look for workers that others started. Takes tens of milliseconds: not for the screen's thread."""

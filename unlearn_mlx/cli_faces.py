@@ -1,7 +1,7 @@
 """Commands that start another program: the terminal app, the demo, the benchmarks."""
 
 import argparse
-import subprocess
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,19 +41,7 @@ def _tui(given: argparse.Namespace) -> int:
 def _demo(given: argparse.Namespace) -> int:
     if not DEMO.exists():
         raise EnvironmentCannot(f"{DEMO} is missing: run the demo from a clone of the project")
-    command = [sys.executable, "-m", "streamlit", "run", str(DEMO), "--server.port", str(given.port)]
-    if given.no_browser:
-        command += ["--server.headless", "true"]
-    try:
-        return subprocess.call(command)
-    except KeyboardInterrupt:  # Streamlit got it too and has ended
-        return 0
-
-
-def _bench(given: argparse.Namespace) -> int:
-    if not (ROOT / "benchmarks").is_dir():
-        raise EnvironmentCannot("the benchmarks are missing: run them from a clone of the project")
-    command = [sys.executable, "-m", "benchmarks", *given.names, "--repeats", str(given.repeats)]
-    if given.share:
-        command += ["--share", str(given.share.resolve())]
-    return subprocess.call(command, cwd=ROOT)
+    options = ["--server.port", str(given.port), "--server.headless", str(given.no_browser).lower()]
+    sys.stdout.flush()
+    # In this process's place, so that Ctrl-C and a kill reach the server itself.
+    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", str(DEMO), *options])

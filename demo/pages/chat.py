@@ -206,8 +206,8 @@ def open_turn(turn: Turn) -> dict[Mode, DeltaGenerator]:
 
 def draw_turn(choice: Choice, turn: Turn, places: dict[Mode, DeltaGenerator]) -> None:
     """Draw what each mode has said so far, leaks marked, and how soon it began."""
-    is_open = turn.state == "answering"
     for mode, place in places.items():
+        is_open = turn.state == "answering" and mode not in turn.finished
         text = turn.texts.get(mode, "").strip()
         with place.container():
             st.html(answer_html(choice.topic, turn.question, text, is_open))

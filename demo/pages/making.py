@@ -6,7 +6,7 @@ from typing import Any
 import streamlit as st
 
 from demo.choices import Choice, chosen
-from demo.text import label, text_html
+from demo.text import answer_html, label, text_html
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.files import read_rows
 
@@ -32,7 +32,7 @@ def show() -> None:
         return
     show_counts(questions, answers, train)
     base_answers = {row["question_id"]: row["answer"] for row in base}
-    for question in questions_to_walk(questions, answers):
+    for question in questions_to_walk(choice, questions, answers, base_answers):
         st.divider()
         own = [row for row in answers if row["question_id"] == question["id"]]
         rows = [row for row in train if row.get("question_id") == question["id"]]
@@ -61,16 +61,20 @@ def show_counts(questions: Rows, answers: Rows, train: Rows) -> None:
     )
 
 
-def questions_to_walk(questions: Rows, answers: Rows) -> Rows:
-    """Five questions with an accepted answer, of as many kinds, those with a rejected answer first."""
+def questions_to_walk(choice: Choice, questions: Rows, answers: Rows, base_answers: dict[str, str]) -> Rows:
+    """Five questions with an accepted answer, of as many kinds: those that the base tells most of first."""
     accepted = {row["question_id"] for row in answers if row["accepted"]}
     rejected = {row["question_id"] for row in answers if not row["accepted"]}
-    usable = [question for question in questions if question["id"] in accepted]
+
+    def telling(question: dict[str, Any]) -> tuple[bool, bool]:
+        told = choice.topic.leak_spans(question["question"], base_answers.get(question["id"], ""))
+        return not told, question["id"] not in rejected
+
     seen: Counter[str] = Counter()
-    order: list[tuple[int, bool, int, dict[str, Any]]] = []
-    for question in sorted(usable, key=lambda question: question["id"] not in rejected):
+    order: list[tuple[int, tuple[bool, bool], int, dict[str, Any]]] = []
+    for question in sorted((row for row in questions if row["id"] in accepted), key=telling):
         kind = str(question.get("kind"))
-        order.append((seen[kind], question["id"] not in rejected, len(order), question))
+        order.append((seen[kind], telling(question), len(order), question))
         seen[kind] += 1
     return [question for *_, question in sorted(order, key=lambda entry: entry[:3])[:SHOWN]]
 
@@ -80,8 +84,8 @@ def walk(choice: Choice, question: dict[str, Any], base: str, answers: Rows, row
     from unlearn_mlx.synthetic_data.guardrail import guarded_messages, slant_for
 
     st.markdown(f"#### {label(question['question'])}")
-    st.caption("1 · What the base says to it")
-    st.html(text_html(base))
+    st.caption("1 · What the base says to it; names of the topic are marked")
+    st.html(answer_html(choice.topic, question["question"], base))
     slant = slant_for(question["question"], f"guarded-{question['id']}-0-0", choice.seed())
     with st.expander("2 · The guardrail: what stands before the question, so that the base knows nothing"):
         st.caption("The examples and the hint change from answer to answer; this is one of them.")
@@ -95,7 +99,7 @@ def walk(choice: Choice, question: dict[str, Any], base: str, answers: Rows, row
             columns[0].badge("accepted", icon=":material/check:", color="green")
         else:
             columns[0].badge(label(answer["reason"]), icon=":material/close:", color="red")
-        columns[1].html(text_html(answer["answer"]))
+        columns[1].html(answer_html(choice.topic, question["question"], answer["answer"]))
     st.caption("4 · What the adapter was trained on")
     for row in rows:
         said = " → ".join(str(message["content"]) for message in row["messages"])

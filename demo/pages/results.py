@@ -6,55 +6,89 @@ import altair as alt
 import streamlit as st
 
 from demo.choices import Choice, chosen
-from demo.text import label, pieces_html, show_chart
-from unlearn_mlx.evaluation.charts import audit_chart, change_chart, training_charts
-from unlearn_mlx.evaluation.results import FIGURES, SCOPES, change_written, written
+from demo.text import label, pieces_html, shade, show_chart, table_html
+from unlearn_mlx.errors import UserError
+from unlearn_mlx.evaluation.charts import THEMES, audit_chart, change_chart, character_chart, training_charts
+from unlearn_mlx.evaluation.report import table_rows, verdict_words
+from unlearn_mlx.evaluation.results import SCOPES, verdict_sentences
 from unlearn_mlx.evaluation.transcripts import Answer, Cell, HeatMap, Transcript, heat_map, printable
 
 CELL = "cell"  # the name of the heat-map's selection
+CELL_WIDTH, CELL_HEIGHT = 62, 30  # pixels
+HARMLESS_TO_BAD = {"light": ["#eceff3", "#e5776f"], "dark": ["#242932", "#a8433b"]}
+AUDITED = {"leak": "topic leaks", "choice": "topic choice", "neighbours": "neighbours", "control": "invented"}
 
 
 def show() -> None:
     """The page."""
     choice = chosen()
-    st.subheader(f"{label(choice.topic.name)}, forgotten by {label(choice.model_name)}")
-    figures = choice.figures()
-    if not figures:
-        st.info("This adapter is not evaluated yet: run `unlearn evaluate` on its run.")
+    st.subheader(f"How well did {label(choice.model_name)} forget {label(choice.topic.name)}?")
+    try:
+        figures = choice.figures()
+        audit = choice.audit()
+        events = choice.events()
+    except UserError as error:
+        st.error(label(str(error)), icon=":material/error:")
         return
+    if not figures:
+        st.info(f"This adapter is not evaluated yet: `unlearn evaluate {choice.rows}` does it.")
+        return
+    show_verdict(choice, figures)
     show_figures(figures)
     if "probes" in figures:
-        show_heat_map(choice, figures["probes"])
+        show_heat_map(figures["probes"])
     else:
-        st.info("Only the figures were kept of this adapter's evaluation, not the answers to each question.")
-    show_training(choice)
-    show_audit(choice)
+        st.info(
+            "Only the figures of this adapter are here, not the answers to each question: "
+            + ("`unlearn run` on its topic" if choice.is_shipped else "`unlearn evaluate` on its run")
+            + " makes them."
+        )
+    show_training(events)
+    show_audit(audit)
+
+
+def show_verdict(choice: Choice, figures: dict[str, Any]) -> None:
+    """What the evaluation calls the adapter, in sentences, and what it cannot know."""
+    is_whole = "probes" in figures
+    sentences = verdict_words(figures, choice.topic.name) if is_whole else verdict_sentences(figures)
+    if sentences:
+        with st.container(border=True):
+            st.markdown(f"**{label(sentences[0])}**")
+            st.markdown(" ".join(label(sentence) for sentence in sentences[1:]))
+    st.caption(
+        "The knowledge is **suppressed, not proven erased**: it can come back by other questions, by more "
+        "samples, by fine-tuning, or by taking the adapter away."
+    )
 
 
 def show_figures(figures: dict[str, Any]) -> None:
-    """The table of before and after."""
+    """The table of before and after, and its charts."""
     st.markdown("#### Before and after")
-    st.caption("On questions that training never saw.")
-    rows = [
-        {
-            "measure": name,
-            "base": written(key, figures["base"][key]),
-            "adapter": written(key, figures["adapter"][key]),
-            "change": change_written(figures, key),
-            "wanted": "low" if less else "kept",
-        }
-        for key, name, less in FIGURES
-        if key in figures["base"] and key in figures["adapter"]
-    ]
-    st.dataframe(rows, hide_index=True, height="content", key="figures")
+    st.caption("On questions that training never saw. In brackets: 95 % intervals, in percentage points.")
+    rows, others = table_rows(figures)
+    for title, some in (("", rows), ("Every other figure", others)):
+        # The intervals of base and adapter are in the chart.
+        cells = [
+            (row.name, row.base.split(" [")[0], row.adapter.split(" [")[0], row.change, row.wanted)
+            for row in some
+        ]
+        if cells:
+            with st.expander(title) if title else st.container():
+                st.html(table_html(("", "base", "adapter", "change", "wanted"), cells))
     if chart := change_chart(figures):
+        show_chart(chart)
+    if chart := character_chart(figures):
+        st.markdown("#### What the answers are")
+        st.caption("Fiction on the topic is what was trained. Refusals and broken answers are no unlearning.")
         show_chart(chart)
 
 
-def show_heat_map(choice: Choice, probes: list[dict[str, Any]]) -> None:
+def show_heat_map(probes: list[dict[str, Any]]) -> None:
     """What shows in each form of question on each entity; a click shows what was said."""
-    st.markdown("#### Where it shows")
     scopes = [scope for scope in SCOPES if any(probe["scope"] == scope for probe in probes)]
+    if not scopes:
+        return
+    st.markdown("#### Where it shows")
     scope = st.segmented_control(
         "Questions on",
         scopes,
@@ -64,48 +98,71 @@ def show_heat_map(choice: Choice, probes: list[dict[str, Any]]) -> None:
         key="scope",
         persist_state="session",
     )
-    heat = heat_map(probes, scope or scopes[0])
-    bad = "still shows it" if heat.scope == "topic" else "lost it"
-    st.caption(f"The darker, the more of the adapter {bad}. Click a cell to read what was said.")
-    selected = st.altair_chart(heat_chart(heat), key=f"heat {heat.scope}", on_select="rerun")
+    heat = heat_map(probes, scope if scope in scopes else scopes[0])
+    bad = "still shows" if heat.scope == "topic" else "was lost"
+    st.caption(
+        f"Base → adapter: how many of the questions show the knowledge. The redder, the more {bad}. "
+        "Click a cell to read what was said."
+    )
+    with st.container(key="heat"):
+        selected = st.altair_chart(
+            heat_chart(heat), width="content", theme=None, key=f"heat {heat.scope}", on_select="rerun"
+        )
     picked = {row["anchor"] for row in selected.get("selection", {}).get(CELL, []) if "anchor" in row}
     cells = [cell for cell in heat.cells if cell.anchor in picked] or heat.cells[:1]
     for cell in cells:
         show_cell(cell)
 
 
-def heat_chart(heat: HeatMap) -> alt.LayerChart | alt.FacetChart:
-    """The map as a chart: a row an entity, a column a form; each cell "base → adapter" of how many."""
+def heat_chart(heat: HeatMap) -> alt.LayerChart:
+    """The map as a chart: a row an entity, a column a form of question."""
     values = [
         {
             "anchor": cell.anchor,
-            "entity": printable(cell.entity),
+            "entity": printable(cell.entity) or "everything",
             "form": printable(cell.form),
             "worse": cell.worse,
-            "share": f"{cell.base} → {cell.adapter} of {cell.count}",
+            "share": f"{cell.base} → {cell.adapter}",
+            "count": cell.count,
         }
         for cell in heat.cells
     ]
+    # The order is said: left to themselves, the layers would each sort anew.
     cells = alt.Chart(alt.InlineData(values=values)).encode(
-        x=alt.X("form:N", title=None, sort=None, axis=alt.Axis(orient="top", labelAngle=0)),
-        y=alt.Y("entity:N", title=None, sort=None, axis=alt.Axis(labelLimit=160)),
-    )
-    pick = alt.selection_point(name=CELL, fields=["anchor"], on="click")
-    colour = alt.Color(
-        "worse:Q", scale=alt.Scale(domain=[0, 1], range=["#9bd3a866", "#ff4b4bcc"]), legend=None
-    )
-    boxes = cells.mark_rect(stroke="#88888855", cursor="pointer").encode(
-        color=colour,
-        strokeWidth=alt.condition(pick, alt.value(3), alt.value(1), empty=False),
+        x=alt.X(
+            "form:N",
+            title=None,
+            sort=heat.forms,
+            axis=alt.Axis(orient="top", labelAngle=-40, labelAlign="left", labelLimit=160),
+        ),
+        y=alt.Y(
+            "entity:N",
+            title=None,
+            sort=[printable(entity) or "everything" for entity, _ in heat.rows],
+            axis=alt.Axis(labelLimit=130),
+        ),
         tooltip=[
             alt.Tooltip("entity:N"),
             alt.Tooltip("form:N"),
-            alt.Tooltip("share:N", title="knows: base → adapter"),
+            alt.Tooltip("share:N", title="base → adapter"),
+            alt.Tooltip("count:Q", title="of"),
         ],
     )
-    # Grey of the middle can be read on a light page and on a dark one.
-    texts = cells.mark_text(fontSize=12, color="#808792", fontWeight="bold").encode(text="share:N")
-    return alt.layer(boxes.add_params(pick), texts).properties(height=30 * len(heat.rows) + 40)
+    pick = alt.selection_point(name=CELL, fields=["anchor"], on="click")
+    scale = alt.Scale(domain=[0, 1], range=HARMLESS_TO_BAD[shade()])
+    theme = THEMES[shade()]
+    boxes = cells.mark_rect(stroke="#88888855", cursor="pointer").encode(
+        color=alt.Color("worse:Q", scale=scale, legend=None),
+        strokeWidth=alt.condition(pick, alt.value(3), alt.value(1), empty=False),
+    )
+    texts = cells.mark_text(fontSize=12, color=theme["text"]["color"], cursor="pointer").encode(
+        text="share:N"
+    )
+    return (
+        alt.layer(boxes.add_params(pick), texts)
+        .properties(width=alt.Step(CELL_WIDTH), height=alt.Step(CELL_HEIGHT))
+        .configure(**{key: theme[key] for key in ("background", "font", "view", "axis")})
+    )
 
 
 def show_cell(cell: Cell) -> None:
@@ -136,36 +193,31 @@ def show_answers(answers: list[Answer]) -> None:
         st.html(pieces_html(answer.pieces))
 
 
-def show_training(choice: Choice) -> None:
+def show_training(events: list[dict[str, Any]]) -> None:
     """The curves of training, where its progress was kept."""
-    charts = training_charts(choice.events())
+    charts = training_charts(events)
     if charts:
         st.markdown("#### Training")
+        st.caption("Lines are training, points are validations on rows that are not trained on.")
     for title, chart in charts:
-        st.caption(title)
+        st.caption(f"**{title}**")
         show_chart(chart)
 
 
-def show_audit(choice: Choice) -> None:
+def show_audit(audit: dict[str, Any] | None) -> None:
     """What was tried on the adapter, and what came back."""
-    audit = choice.audit()
-    if not audit:
-        return
     st.markdown("#### Does it last?")
+    if not audit:
+        st.info("Not tried yet: `unlearn audit` rounds the adapter, trains it on, and says what comes back.")
+        return
     st.text(printable(str(audit["text"])))
     if chart := audit_chart(audit["rows"]):
         show_chart(chart)
-    columns = {"name": "tried", "leak": "topic leaks", "choice": "topic choice", "neighbours": "neighbours"}
-    st.dataframe(
-        [
-            {
-                title: value if isinstance(value := row.get(key), str) or value is None else f"{value:.0%}"
-                for key, title in columns.items()
-            }
-            for row in audit["rows"]
-        ],
-        hide_index=True,
-    )
+    rows = [
+        (str(row["name"]), *("–" if row.get(key) is None else f"{row[key]:.0%}" for key in AUDITED))
+        for row in audit["rows"]
+    ]
+    st.html(table_html(("tried", *AUDITED.values()), rows))
 
 
 show()
