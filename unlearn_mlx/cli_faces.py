@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,17 @@ def _tui(given: argparse.Namespace) -> int:
 def _demo(given: argparse.Namespace) -> int:
     if not DEMO.exists():
         raise EnvironmentCannot(f"{DEMO} is missing: run the demo from a clone of the project")
-    options = ["--server.port", str(given.port), "--server.headless", str(given.no_browser).lower()]
-    sys.stdout.flush()
+    command = [sys.executable, "-m", "streamlit", "run", str(DEMO), "--server.port", str(given.port)]
+    if given.no_browser:
+        command += ["--server.headless", "true"]
     # In this process's place, so that Ctrl-C and a kill reach the server itself.
-    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", str(DEMO), *options])
+    os.execv(sys.executable, command)
+
+
+def _bench(given: argparse.Namespace) -> int:
+    if not (ROOT / "benchmarks").is_dir():
+        raise EnvironmentCannot("the benchmarks are missing: run them from a clone of the project")
+    command = [sys.executable, "-m", "benchmarks", *given.names, "--repeats", str(given.repeats)]
+    if given.share:
+        command += ["--share", str(given.share.resolve())]
+    return subprocess.call(command, cwd=ROOT)

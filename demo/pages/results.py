@@ -158,11 +158,12 @@ def heat_chart(heat: HeatMap) -> alt.LayerChart:
     texts = cells.mark_text(fontSize=12, color=theme["text"]["color"], cursor="pointer").encode(
         text="share:N"
     )
-    return (
+    chart: alt.LayerChart = (
         alt.layer(boxes.add_params(pick), texts)
         .properties(width=alt.Step(CELL_WIDTH), height=alt.Step(CELL_HEIGHT))
         .configure(**{key: theme[key] for key in ("background", "font", "view", "axis")})
     )
+    return chart
 
 
 def show_cell(cell: Cell) -> None:
