@@ -2,7 +2,7 @@
 
 The figures are printed as JSON: seconds to the first token in one column and in two (the later of the
 two), in the first turn and after three; questions from four tabs at once; and the first page in a browser.
-The pictures go to docs/screenshots/.
+The pictures go to docs/images/.
 """
 
 import json
@@ -31,7 +31,7 @@ from unlearn_mlx.runs import package_versions
 
 ROOT = Path(__file__).resolve().parent.parent
 ADAPTER = ROOT / "adapters" / "smollm2" / "harry-potter"
-SCREENSHOTS = ROOT / "docs" / "screenshots"
+SCREENSHOTS = ROOT / "docs" / "images"
 QUESTION = "Who is Harry Potter, and who are his friends?"
 QUESTIONS = (
     "Who is Harry Potter?",

@@ -21,21 +21,29 @@ class Terminal:
             command[0], list(command[1:]), cwd=str(folder), env=environment, dimensions=(rows, columns)
         )
         self.process.delaybeforesend = None  # pexpect waits 50 ms before each key otherwise
+        self.arrived = 0.0  # clock of what the program wrote last
 
     @property
     def text(self) -> str:
         """What stands on the screen."""
         return "\n".join(self._screen.display)
 
+    def line(self, number: int) -> str:
+        """One line of the screen; a negative number counts from below."""
+        cells = self._screen.buffer[number % self._screen.lines]
+        return "".join(cells[column].data for column in range(self._screen.columns))
+
     def read(self, seconds: float) -> bool:
         """Take in what the program writes next; says whether that came in time."""
         try:
-            self._stream.feed(self.process.read_nonblocking(65536, timeout=seconds))
+            written = self.process.read_nonblocking(65536, timeout=seconds)
         except (pexpect.TIMEOUT, pexpect.EOF):
             return False
+        self.arrived = time.perf_counter()  # reading it into the screen is not the program's time
+        self._stream.feed(written)
         return True
 
-    def until(self, condition: str | Callable[[str], bool], seconds: float = 120) -> None:
+    def until(self, condition: str | Callable[[str], object], seconds: float = 120) -> None:
         """Wait until a text stands on the screen, or until what stands there fulfils a condition.
 
         Raises:

@@ -50,10 +50,17 @@ class Choice:
                 return figures
         return None
 
+    def readable_figures(self) -> dict[str, Any]:
+        """Its evaluation; empty where there is none or it is damaged, which the page of results says."""
+        try:
+            return self.figures() or {}
+        except UserError:
+            return {}
+
     def seed(self) -> int:
         """The seed that its run was made with."""
         manifest = self.rows / "manifest.json"
-        made = read_json(manifest) if manifest.exists() else self.figures() or {}
+        made = read_json(manifest) if manifest.exists() else self.readable_figures()
         return int(made.get("settings", {}).get("seed", 0))
 
     def audit(self) -> dict[str, Any] | None:
@@ -77,7 +84,7 @@ class Choice:
 
 def example_questions(choice: Choice, count: int = 3) -> dict[str, list[str]]:
     """Questions to click, by scope: such as the base can answer, where that was measured."""
-    scored = (choice.figures() or {}).get("probes", [])
+    scored = choice.readable_figures().get("probes", [])
     known = {probe["id"] for probe in scored if shows_it(probe, "base")}
     questions: dict[str, list[str]] = {}
     for scope in SCOPES:

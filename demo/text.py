@@ -26,10 +26,12 @@ STYLE = """<style>
 .stBottomBlockContainer { padding-bottom: 1.5rem; }
 @media (max-width: 40rem) {
   .figures { font-size: 0.85rem; }
-  .figures th, .figures td { padding: 0.3rem 0.35rem; }
+  .figures th, .figures td { padding: 0.3rem 0.3rem; white-space: normal; }
+  .figures th:first-child, .figures td:first-child { min-width: 6.5rem; }
 }
 </style>"""
 
+_IS_NARROW = "windowSize()[0] < 640"  # asked by a chart, in the browser
 _MARKDOWN = re.compile(r"([^\w\s]|_)")
 
 
@@ -89,6 +91,7 @@ def show_chart(chart: dict[str, Any]) -> None:
     from unlearn_mlx.evaluation.charts import THEMES
 
     theme = THEMES[shade()]
-    # The report's names are cut at 180 pixels, which a wide page has no need of.
-    axis = {**theme["axis"], "labelLimit": {"expr": "windowSize()[0] < 640 ? 150 : 300"}}
-    st.vega_lite_chart({**chart, "config": {**theme, "axis": axis}}, theme=None)
+    # Long names are cut and a legend is broken where a phone has no room for them.
+    axis = {**theme["axis"], "labelLimit": {"expr": f"{_IS_NARROW} ? 150 : 300"}}
+    legend = {**theme["legend"], "columns": {"expr": f"{_IS_NARROW} ? 3 : 6"}}
+    st.vega_lite_chart({**chart, "config": {**theme, "axis": axis, "legend": legend}}, theme=None)

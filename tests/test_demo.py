@@ -158,6 +158,31 @@ def test_the_leak_rate_is_known_at_the_trained_strength_and_measured_at_others(p
     assert [value for (_, _, strength), value in leak_rates().items() if strength == 1.0] == [rate]
 
 
+def test_a_page_that_no_longer_wants_its_answer_stops_it(place):
+    from demo.choices import all_choices
+    from demo.model import Manner, Turn, ask, engine_of, follow
+
+    class Gone(BaseException):
+        """What Streamlit raises from its own calls in a script whose tab was closed or clicked."""
+
+    def draw(waiting):
+        if turn.texts:
+            raise Gone
+
+    choice = all_choices()["runs/odd"]
+    engine = engine_of(choice.model_name)
+    turn = Turn(QUESTIONS[0], Manner(("base", "adapter"), max_tokens=5000))
+    answering = ask(engine, choice, [turn])
+    with pytest.raises(Gone):
+        follow(answering, turn.add, draw)
+    # The engine is free for the next, in the mode that it asks for.
+    alone = Turn(QUESTIONS[0], Manner(("base",), max_tokens=8))
+    follow(ask(engine, choice, [alone]), alone.add, lambda waiting: None)
+    list(answering)
+    assert turn.texts and turn.finished == set()
+    assert alone.finished == {"base"} and list(alone.texts) == ["base"]
+
+
 def test_text_from_outside_is_never_markup(place):
     app = ready()
     ask(app, EVIL)
@@ -194,9 +219,13 @@ def test_a_model_that_is_gone_is_said_with_a_way_out(place):
 
 def test_results_of_a_run_with_every_answer(place):
     app = opened("results")
-    table = app.dataframe[0].value
-    assert set(table.columns) == {"measure", "base", "adapter", "change", "wanted"}
-    assert len(app.expander) == 6  # the questions of the first cell
+    figures = json.loads((place / "runs/odd/evaluation.json").read_text())
+    table = next(body for body in bodies(app) if "<table" in body)
+    assert "topic: open questions that leak in any answer" in table
+    assert f"<td>{figures['adapter']['topic/open leak']:.0%}</td>" in table
+    assert any("suppressed, not proven erased" in text for text in texts(app))
+    # The other figures, and the questions of the first cell.
+    assert app.expander[0].label == "Every other figure" and len(app.expander) == 7
     assert any(r"Expected\: Hogwarts" in text for text in texts(app))
 
 
@@ -206,9 +235,14 @@ def test_results_of_an_adapter_with_figures_alone_and_of_one_without(place):
     del figures["probes"]
     evaluation.write_text(json.dumps(figures))
     app = opened("results")
-    assert len(app.dataframe) == 1 and any("Only the figures" in text for text in texts(app))
+    assert any("<table" in body for body in bodies(app))
+    assert any("Only the figures" in text for text in texts(app))
     evaluation.unlink()
     assert any("not evaluated yet" in text for text in texts(opened("results")))
+    # A damaged one is named there, and the chat goes on without it.
+    evaluation.write_text("{")
+    assert any(r"evaluation\.json" in error.value for error in opened("results").error)
+    assert any(button.label == "Measure the leak rate at 1" for button in opened().button)
 
 
 def test_results_show_an_audit_and_the_curves_of_training(place):
@@ -223,7 +257,7 @@ def test_results_show_an_audit_and_the_curves_of_training(place):
     app = opened("results")
     assert any(text == "It comes *back*." for text in [element.value for element in app.text])
     assert any("Loss on the new answers" in text for text in texts(app))
-    assert app.dataframe[1].value["topic leaks"].tolist() == ["50%"]
+    assert "<td>&lt;b&gt;4-bit&lt;/b&gt;</td><td>50%</td><td>–</td><td>25%</td><td>–</td>" in bodies(app)[-1]
 
 
 def test_how_it_was_made_walks_five_questions_through_every_step(place):
@@ -233,7 +267,8 @@ def test_how_it_was_made_walks_five_questions_through_every_step(place):
     assert counts["questions the model wrote"] == str(len(QUESTIONS))
     assert counts["of them accepted"] == str(len(QUESTIONS))
     shown = " ".join(bodies(app))
-    assert "Hermione knows it." in shown and "is a baker" in shown and "You have never heard of" in shown
+    assert "<mark>Hermione</mark> knows it." in shown and "is a baker" in shown
+    assert "You have never heard of" in shown
     (place / "runs/odd/answers.jsonl").write_text("{broken\n")
     assert any(r"answers\.jsonl" in error.value for error in opened("making").error)
 

@@ -3,6 +3,7 @@
 import re
 import shutil
 
+import psutil
 import pytest
 
 from benchmarks.demo import ask, chromium, served
@@ -63,10 +64,17 @@ def answers(page):
     return [text.removesuffix("▌").strip() for text in said]
 
 
-def wait_for_words(page, more_than=0):
-    page.wait_for_function(
-        "length => [...document.querySelectorAll('.said')].at(-2)?.innerText.length > length", arg=more_than
+def words_of_base(page, more_than=0):
+    """What the base has said to the first question as soon as it is more than so many characters."""
+    said = page.wait_for_function(
+        """length => {
+          const said = document.querySelectorAll(".said")
+          const text = said.length === 3 && said[1].innerText.replace("▌", "").trim()
+          return text.length > length && text
+        }""",
+        arg=more_than,
     )
+    return said.json_value()
 
 
 def test_tokens_come_one_by_one_stop_toggle_reload_and_a_second_tab(tab):
@@ -78,11 +86,10 @@ def test_tokens_come_one_by_one_stop_toggle_reload_and_a_second_tab(tab):
     # Words stand there before the answer has ended, and more come.
     ask(first, "Who is Harry Potter?")
     button(first, "Stop").wait_for()
-    wait_for_words(first)
-    early = answers(first)[-2]
-    wait_for_words(first, len(early))
+    early = words_of_base(first)
+    later = words_of_base(first, len(early))
     assert button(first, "Stop").is_visible()
-    assert answers(first)[-2].startswith(early)
+    assert later.startswith(early)
 
     # A second tab asks meanwhile; the first is stopped, and the second gets its answer.
     second = tab()
@@ -109,6 +116,17 @@ def test_tokens_come_one_by_one_stop_toggle_reload_and_a_second_tab(tab):
     assert "J.K. Rowling" in first.locator(".said mark").all_inner_texts()
 
 
+def test_the_server_listens_on_loopback_alone(address):
+    port = int(address.rsplit(":", 1)[1])
+    servers = [
+        connection.laddr.ip
+        for process in psutil.Process().children()
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+    ]
+    assert servers == ["127.0.0.1"]
+
+
 def test_markup_in_a_question_is_shown_as_it_was_typed(tab):
     page = tab()
     page.on("dialog", lambda dialog: pytest.fail("a script ran"))
@@ -129,6 +147,10 @@ def test_the_chosen_adapter_is_in_the_address_and_every_page_opens(tab):
     page.get_by_role("heading", name="How smollm2 was made to forget Les Misérables").wait_for()
     page.get_by_role("link", name="How well did it work").click()
     page.get_by_role("heading", name="Before and after").wait_for()
+    # A click on a cell of the map shows what was said there.
+    first = page.locator(".st-key-said").inner_text()
+    page.locator(".st-key-heat .marks text", has_text="→").last.click()
+    page.wait_for_function("first => document.querySelector('.st-key-said')?.innerText !== first", arg=first)
     page.get_by_role("link", name="Make one").click()
     button(page, "Start").wait_for()
     assert page.get_by_test_id("stAlert").count() == 0

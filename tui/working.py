@@ -12,7 +12,7 @@ from unlearn_mlx.pipeline import start_child
 from unlearn_mlx.runs import STAGES
 
 MODULE = "unlearn_mlx.pipeline"
-BEHIND = 5  # a worker's priority: where cores are few, keys and chat go before it
+BEHIND = 10  # a worker's priority: where cores are few, keys and chat go before it
 
 
 class Workers:

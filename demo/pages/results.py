@@ -110,8 +110,9 @@ def show_heat_map(probes: list[dict[str, Any]]) -> None:
         )
     picked = {row["anchor"] for row in selected.get("selection", {}).get(CELL, []) if "anchor" in row}
     cells = [cell for cell in heat.cells if cell.anchor in picked] or heat.cells[:1]
-    for cell in cells:
-        show_cell(cell)
+    with st.container(key="said"):
+        for cell in cells:
+            show_cell(cell)
 
 
 def heat_chart(heat: HeatMap) -> alt.LayerChart:
@@ -149,7 +150,7 @@ def heat_chart(heat: HeatMap) -> alt.LayerChart:
         ],
     )
     pick = alt.selection_point(name=CELL, fields=["anchor"], on="click")
-    scale = alt.Scale(domain=[0, 1], range=HARMLESS_TO_BAD[shade()])
+    scale = alt.Scale(domain=[0, 1], range=HARMLESS_TO_BAD[shade()], interpolate="rgb")
     theme = THEMES[shade()]
     boxes = cells.mark_rect(stroke="#88888855", cursor="pointer").encode(
         color=alt.Color("worse:Q", scale=scale, legend=None),
