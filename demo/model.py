@@ -40,6 +40,7 @@ class Turn:
     first_tokens: dict[Mode, float] = field(default_factory=dict)  # seconds to the first one
     finished: set[Mode] = field(default_factory=set)
     state: str = "asked"  # then "answering", and "answered", "stopped" or what went wrong
+    answering: Answering | None = None
 
     def add(self, piece: Piece, seconds: float) -> None:
         """Put some text to an answer that is ``seconds`` old."""
@@ -47,6 +48,13 @@ class Turn:
         self.first_tokens.setdefault(piece.mode, seconds)
         if piece.finished:
             self.finished.add(piece.mode)
+
+    def stop(self) -> None:
+        """End an answer that is under way."""
+        if self.state == "answering":
+            self.state = "stopped"
+        if self.answering:
+            self.answering.cancel()
 
 
 def ask(engine: Engine, choice: Choice, turns: list[Turn]) -> Answering:

@@ -132,6 +132,16 @@ def test_one_column_regenerate_and_clear(place):
     assert any(button.label.startswith("What is Hogwarts") for button in app.button)
 
 
+def test_an_answer_that_an_older_run_of_the_page_is_still_giving_is_stopped(place):
+    app = ready()
+    turn = ask(app, QUESTIONS[0])
+    turn.state = "answering"
+    app.run()
+    assert not app.error and any("Stopped." in text for text in texts(app))
+    assert turn.answering.stop.is_set()
+    assert "cursor" not in "".join(bodies(app))
+
+
 def test_a_click_on_an_example_asks_it(place):
     app = ready()
     app.button(key="example topic 0").click().run()
@@ -180,7 +190,7 @@ def test_a_page_that_no_longer_wants_its_answer_stops_it(place):
     follow(ask(engine, choice, [alone]), alone.add, lambda waiting: None)
     list(answering)
     assert turn.texts and turn.finished == set()
-    assert alone.finished == {"base"} and list(alone.texts) == ["base"]
+    assert list(alone.texts) == ["base"]
 
 
 def test_text_from_outside_is_never_markup(place):
@@ -242,7 +252,8 @@ def test_results_of_an_adapter_with_figures_alone_and_of_one_without(place):
     # A damaged one is named there, and the chat goes on without it.
     evaluation.write_text("{")
     assert any(r"evaluation\.json" in error.value for error in opened("results").error)
-    assert any(button.label == "Measure the leak rate at 1" for button in opened().button)
+    chat = opened()
+    assert chat.chat_input and not chat.exception and not chat.error
 
 
 def test_results_show_an_audit_and_the_curves_of_training(place):

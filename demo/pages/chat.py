@@ -42,6 +42,9 @@ def show() -> None:
         show_loading(choice.model_name)
     if question := st.session_state.pop("question", None):
         turns.append(Turn(question, manner, st.session_state.pop("takes", 0)))
+    for turn in turns:
+        # Streamlit starts a page anew beside its old run, which may not have ended yet.
+        turn.stop()
     if not turns:
         show_examples(choice)
     for turn in turns[:-1]:
@@ -163,13 +166,14 @@ def show_last(engine: Engine, choice: Choice, turns: list[Turn]) -> None:
                 status.empty()
 
         try:
-            follow(ask(engine, choice, turns), turn.add, draw)
-            turn.state = "answered"
+            turn.answering = ask(engine, choice, turns)
+            follow(turn.answering, turn.add, draw)
+            turn.state = "answered" if turn.state == "answering" else turn.state
         except UserError as error:
             turn.state = str(error)
         finally:
             # A click or a closed tab has ended this run of the script.
-            turn.state = "stopped" if turn.state == "answering" else turn.state
+            turn.stop()
     draw_turn(choice, turn, places)
     if turn.state == "stopped":
         status.caption(":material/stop_circle: Stopped.")
