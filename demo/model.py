@@ -38,7 +38,7 @@ class Turn:
     takes: int = 0  # how often it was answered before; each take draws other random numbers
     texts: dict[Mode, str] = field(default_factory=dict)
     first_tokens: dict[Mode, float] = field(default_factory=dict)  # seconds to the first one
-    finished: set[Mode] = field(default_factory=set)
+    finished: set[Mode] = field(default_factory=set)  # whose answers ended by themselves
     state: str = "asked"  # then "answering", and "answered", "stopped" or what went wrong
     answering: Answering | None = None
 

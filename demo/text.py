@@ -23,7 +23,7 @@ STYLE = """<style>
 .figures th:first-child, .figures td:first-child { text-align: left; white-space: normal;
   overflow-wrap: anywhere; min-width: 7.5rem; }
 .stMainBlockContainer { padding-top: 4.75rem; }
-.stBottomBlockContainer { padding-bottom: 1.5rem; }
+[data-testid="stBottomBlockContainer"] { padding-bottom: 1.5rem; }
 @media (max-width: 40rem) {
   .figures { font-size: 0.85rem; }
   .figures th, .figures td { padding: 0.3rem 0.3rem; white-space: normal; }

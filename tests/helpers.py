@@ -206,7 +206,7 @@ def unlearn(*arguments: object, **options: Any) -> "subprocess.CompletedProcess[
     """The command in a process of its own."""
     environment = {**os.environ, **options.pop("environment", {})}
     return subprocess.run(
-        command(*arguments), capture_output=True, text=True, env=environment, timeout=400, **options
+        command(*arguments), capture_output=True, text=True, env=environment, timeout=1500, **options
     )
 
 

@@ -21,8 +21,13 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     resolve_model("smollm2")  # converted once, before the clock runs
-    with served(tmp_path_factory.mktemp("place")) as address:
+    place = tmp_path_factory.mktemp("place")
+    with served(place) as address:
         yield address
+    # A run outlives the demo: one that a failed test left is ended here.
+    for process in psutil.process_iter(["cwd"]):
+        if process.info["cwd"] == str(place):
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +82,20 @@ def words_of_base(page, more_than=0):
     return said.json_value()
 
 
+def set_length(page, *keys):
+    """Move the slider of the longest answer."""
+    for key in keys:
+        page.get_by_role("slider", name="Longest answer").press(key)
+
+
 def test_tokens_come_one_by_one_stop_toggle_reload_and_a_second_tab(tab):
     first = tab()
     first.get_by_text("Loading smollm2").wait_for()  # the page is there before its model
     first.get_by_text("Who wrote The Lord of the Rings?").wait_for()
     first.get_by_text("Loading smollm2").wait_for(state="hidden")
 
-    # Words stand there before the answer has ended, and more come.
+    # Words stand there before the answer has ended, and more come. It would go on for long.
+    set_length(first, "End")
     ask(first, "Who is Harry Potter?")
     button(first, "Stop").wait_for()
     early = words_of_base(first)
@@ -107,6 +119,7 @@ def test_tokens_come_one_by_one_stop_toggle_reload_and_a_second_tab(tab):
     first.wait_for_function("document.querySelectorAll('.said').length === 5")
     first.reload()
     first.get_by_text("Who wrote The Lord of the Rings?").wait_for()
+    set_length(first, "Home", "ArrowRight", "ArrowRight")
     ask(first, "Who is Harry Potter?")
     button(first, "Regenerate").wait_for()
     question, base, unlearned = answers(first)
@@ -130,6 +143,7 @@ def test_the_server_listens_on_loopback_alone(address):
 def test_markup_in_a_question_is_shown_as_it_was_typed(tab):
     page = tab()
     page.on("dialog", lambda dialog: pytest.fail("a script ran"))
+    set_length(page, "Home")
     ask(page, EVIL)
     button(page, "Regenerate").wait_for()
     assert answers(page)[0] == EVIL

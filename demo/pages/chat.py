@@ -218,7 +218,9 @@ def draw_turn(choice: Choice, turn: Turn, places: dict[Mode, DeltaGenerator]) ->
             if mode in turn.first_tokens:
                 count = len(choice.topic.leak_spans(turn.question, text))
                 leaks = f"{count} name{'s' * (count != 1)} of the topic" if count else "no name of the topic"
-                st.caption(f"{leaks} · first token after {turn.first_tokens[mode]:.2f} s")
+                cut = turn.state == "answered" and mode not in turn.finished
+                end = f" · cut at {turn.manner.max_tokens} tokens" if cut else ""
+                st.caption(f"{leaks} · first token after {turn.first_tokens[mode]:.2f} s{end}")
 
 
 show()
