@@ -106,15 +106,26 @@ def this_tab() -> str:
 @st.cache_resource(max_entries=1, on_release=Engine.close, show_spinner=False)
 def engine_of(model_name: str) -> Engine:
     """The engine with this model; it takes the place of another model's."""
+    models_asked_for().add(model_name)
     return Engine(model_name, None)
+
+
+@st.cache_resource(show_spinner=False)
+def models_asked_for() -> set[str]:
+    """The models that were loaded, or begun to be, since the demo started."""
+    return set()
 
 
 @st.fragment(run_every=0.5)
 def show_loading(model_name: str) -> None:
-    """Say that the model is being loaded until it is there; then draw the page anew."""
+    """Say that the model is being loaded until it is there; then draw the page anew.
+
+    Loading begins with the second call, once the browser has the page: until then it would slow that.
+    """
+    is_drawn = "loading since" in st.session_state
     since = st.session_state.setdefault("loading since", time.monotonic())
     try:
-        if engine_of(model_name).wait_until_ready(timeout=0):
+        if is_drawn and engine_of(model_name).wait_until_ready(timeout=0):
             del st.session_state["loading since"]
             st.rerun()
     except UserError as error:

@@ -12,6 +12,7 @@ from demo.model import (
     follow,
     known_leak_rate,
     measure_leak_rate,
+    models_asked_for,
     open_probes,
     show_loading,
 )
@@ -31,10 +32,11 @@ NAMES: dict[Mode, str] = {"base": "Base", "adapter": "Unlearned"}
 def show() -> None:
     """The page."""
     choice = chosen()
-    engine = engine_of(choice.model_name)
     turns: list[Turn] = st.session_state.setdefault("talks", {}).setdefault(choice.key, [])
     if typed := st.chat_input("Ask anything", max_chars=2000):
         st.session_state["question"] = typed
+    is_wanted = choice.model_name in models_asked_for() or "question" in st.session_state
+    engine = engine_of(choice.model_name) if is_wanted else None
     with st.sidebar:
         manner = show_settings(engine, choice)
     st.subheader(f"{label(choice.topic.name)}, forgotten by {label(choice.model_name)}")
@@ -50,10 +52,10 @@ def show() -> None:
     for turn in turns[:-1]:
         show_turn(choice, turn)
     if turns:
-        show_last(engine, choice, turns)
+        show_last(engine or engine_of(choice.model_name), choice, turns)
 
 
-def show_settings(engine: Engine, choice: Choice) -> Manner:
+def show_settings(engine: Engine | None, choice: Choice) -> Manner:
     """The controls in the sidebar. Only the strength's act at once, the others with the next question."""
     columns = st.segmented_control(
         "Who answers",
@@ -92,7 +94,7 @@ def show_settings(engine: Engine, choice: Choice) -> Manner:
 
 
 @st.fragment
-def show_strength(engine: Engine, choice: Choice) -> None:
+def show_strength(engine: Engine | None, choice: Choice) -> None:
     """How much of the adapter is used, and how much of the topic leaks then."""
     strength = st.slider(
         "Adapter strength",
@@ -113,7 +115,7 @@ def show_strength(engine: Engine, choice: Choice) -> None:
             help=f"Asks {count} questions on the topic that training never saw.",
             disabled=not is_ready(engine),
         )
-        if clicked:
+        if clicked and engine:
             try:
                 measure_leak_rate(engine, choice, strength, lambda done: place.progress(done, "Asking …"))
             except UserError as error:
@@ -125,10 +127,10 @@ def show_strength(engine: Engine, choice: Choice) -> None:
         )
 
 
-def is_ready(engine: Engine) -> bool:
+def is_ready(engine: Engine | None) -> bool:
     """Whether the model is loaded."""
     try:
-        return engine.wait_until_ready(timeout=0)
+        return engine is not None and engine.wait_until_ready(timeout=0)
     except UserError:  # which the line that tells of the loading says
         return False
 
