@@ -1,19 +1,10 @@
-"""Start-up: the command's help, and the first frame of the terminal app."""
+"""Start-up of the command: its help. The terminal app's first frame is in ``benchmarks/tui.py``."""
 
 import subprocess
 import sys
 from typing import Any
 
 from benchmarks.side_by_side import ROOT, in_turns, seconds_of
-from tui.app import UnlearnApp
-
-
-class FirstFrame(UnlearnApp):
-    """The app until it is drawn once: what a person waits for before the first key counts."""
-
-    def on_mount(self) -> None:
-        """End after the first frame."""
-        self.call_after_refresh(self.exit)
 
 
 def measure(repeats: int) -> dict[str, Any]:
@@ -30,12 +21,7 @@ def measure(repeats: int) -> dict[str, Any]:
         {
             "python alone": lambda: process("-c", "pass"),
             "help": lambda: process("-m", "unlearn_mlx.cli", "--help"),
-            "first frame": lambda: process("-m", "benchmarks.startup"),
         },
         repeats,
     )
     return {"seconds": seconds}
-
-
-if __name__ == "__main__":
-    FirstFrame().run(headless=True)
