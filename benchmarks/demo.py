@@ -60,9 +60,11 @@ def first_tokens(engine: Engine) -> dict[str, dict[str, float]]:
         asked = context_of(history, question)
         if turn in (1, 4):
             times: dict[str, list[float]] = {name: [] for name in COLUMNS}
-            for _ in range(REPEATS):
+            for repeat in range(REPEATS):
                 for name, modes in COLUMNS.items():
-                    times[name].append(_first_token(engine, asked, modes))
+                    # Never asked before: what is kept of earlier turns helps, as it would anybody.
+                    new = context_of(history, f"Question {repeat} of the {name} column: {question}")
+                    times[name].append(_first_token(engine, new, modes))
             medians = {name: round(statistics.median(values), 4) for name, values in times.items()}
             ratio = round(medians["both"] / medians["base"], 3)
             figures[f"turn {turn}"] = {**medians, "two columns to one": ratio}

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from mlx_lm.models.cache import LRUPromptCache
 
 from tests.helpers import QUESTIONS, SENTENCES, chat_prompt, strong_adapter
 from unlearn_mlx.errors import Cancelled
@@ -40,6 +41,47 @@ def test_greedy_equals_picking_the_likeliest_token_by_plain_mlx(tiny_model):
         plain.append(token)
     drawn = decode(tiny_model, [Request("a", tuple(tokens), 12)], 0)
     assert [token for _, token in drawn if token is not None] == plain
+
+
+def test_the_next_turn_computes_its_new_message_alone_and_says_the_same(tiny_model, monkeypatch):
+    adapter = strong_adapter(tiny_model)
+    memory = LRUPromptCache(8)
+    computed = 0
+    logits_at = type(tiny_model).logits_at
+
+    def counting(model, tokens, *rest):
+        nonlocal computed
+        computed += tokens.size
+        return logits_at(model, tokens, *rest)
+
+    monkeypatch.setattr(type(tiny_model), "logits_at", counting)
+
+    def turn(histories, memory):
+        asked = [
+            Request("chat", tuple(history), 6 + 5 * i, adapter_strength=float(i), weights=i)
+            for i, history in enumerate(histories)
+        ]
+        answers = [[], []]
+        for index, token in decode(tiny_model, asked, 0, memory=memory):
+            if token is not None:
+                answers[index].append(token)
+        return answers
+
+    try:
+        histories = [list(chat_prompt(tiny_model, QUESTIONS[0]))] * 2
+        before = 0
+        for question in QUESTIONS[1:4]:
+            computed = 0
+            answers = turn(histories, None)
+            without, computed = computed, 0
+            assert turn(histories, memory) == answers
+            # Of each row all is known that an earlier turn computed: its prompt, its answer but the last.
+            assert without - computed >= 2 * before
+            before = min(map(len, histories))
+            new = list(chat_prompt(tiny_model, question))
+            histories = [[*h, *a, *new] for h, a in zip(histories, answers, strict=True)]
+    finally:
+        adapter.detach()
 
 
 def test_a_sampled_answer_does_not_depend_on_its_batch(tiny_model):

@@ -18,6 +18,8 @@ from unlearn_mlx.errors import Cancelled, EnvironmentCannot, UserError
 Mode = str  # "base" or "adapter"; every name but "base" is answered with the adapter on
 
 ADAPTERS_KEPT = 4  # those not in use are switched off, and going back to one costs nothing
+CONVERSATIONS_KEPT = 12  # computed prompts: a base's and an adapter's for several tabs
+MOST_CONVERSATION_BYTES = 2**29  # 4,000 tokens of an 8B model
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,9 @@ class Engine:
             self._error = error
             self._line.close(error)
         self._loaded.set()
+        from mlx_lm.models.cache import LRUPromptCache
+
+        self._memory = LRUPromptCache(CONVERSATIONS_KEPT, MOST_CONVERSATION_BYTES)
         while (question := self._line.get()) is not None:
             answering = question.answering
             answering.started.set()
@@ -196,10 +201,9 @@ class Engine:
 
     def _attach(self, model: Any, folder: Path) -> Any:
         """The adapter of a folder, attached and switched on, all others off."""
-        from unlearn_mlx.language_model.adapters import WEIGHTS, load_adapter
+        from unlearn_mlx.language_model.adapters import load_adapter
 
-        weights = folder / WEIGHTS
-        key = (folder, weights.stat().st_mtime_ns if weights.exists() else 0)
+        key = _version(folder)
         for other in self._adapters.values():
             other.switch(False)
         adapter = self._adapters.pop(key, None) or load_adapter(model.model, folder)
@@ -231,12 +235,16 @@ class Engine:
                 question.max_tokens,
                 question.temperature,
                 adapter_strength=(0.0 if mode == "base" else question.strength) if with_base else None,
+                weights=(question.strength, *_version(question.adapter))
+                if mode != "base" and question.adapter
+                else "base",
             )
             for mode, conversation in question.conversations.items()
         ]
         written: list[list[int]] = [[] for _ in modes]
         shown = [""] * len(modes)
-        for index, token in decode(model, requests, question.seed, question.answering.stop.is_set):
+        stopped = question.answering.stop.is_set
+        for index, token in decode(model, requests, question.seed, stopped, self._memory):
             if token is not None:
                 written[index].append(token)
             text = model.text_of(written[index])
@@ -245,6 +253,14 @@ class Engine:
                 piece = text[len(shown[index]) :]
                 shown[index] = text
                 question.answering.pieces.put(Piece(modes[index], piece, finished=token is None))
+
+
+def _version(folder: Path) -> tuple[Path, int]:
+    """What tells an adapter from another and from what stood in its folder before."""
+    from unlearn_mlx.language_model.adapters import WEIGHTS
+
+    weights = folder / WEIGHTS
+    return folder, weights.stat().st_mtime_ns if weights.exists() else 0
 
 
 def context_of(messages: Sequence[dict[str, str]], question: str) -> list[dict[str, str]]:

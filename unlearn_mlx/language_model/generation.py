@@ -8,12 +8,13 @@ the whole vocabulary, which costs mlx-lm's BatchGenerator more than the model it
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx_lm.models.cache import LRUPromptCache, trim_prompt_cache
 
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.language_model.adapters import set_row_strengths
@@ -32,6 +33,7 @@ class Request:
     min_p: float = 0.05  # tokens less likely than this share of the likeliest are never drawn
     stop_at: str = ""  # generation ends with the first token that contains one of these characters
     adapter_strength: float | None = None  # of this row; None leaves the adapter as it is
+    weights: Hashable = None  # names what computes this row, where a memory of prompts is given
 
 
 @dataclass(frozen=True)
@@ -78,15 +80,19 @@ def decode(
     requests: Sequence[Request],
     seed: int,
     is_cancelled: Callable[[], bool] = lambda: False,
+    memory: LRUPromptCache | None = None,
 ) -> Iterator[tuple[int, int | None]]:
     """Yield (index of the request, token) as tokens come; (index, None) where an answer ends itself.
+
+    With a ``memory``, what an earlier call computed of a request's tokens by the same weights is not
+    computed again: the next turn of a conversation costs its new message alone.
 
     Raises:
         Cancelled: between two tokens, once ``is_cancelled`` returns True.
     """
     if not requests:
         return
-    batch = _Batch(model, requests, seed)
+    batch = _Batch(model, requests, seed, memory)
     # The longest first: what is decoded last is then short, and few steps run half empty.
     order = sorted(range(len(requests)), key=lambda i: (-requests[i].max_tokens, -len(requests[i].tokens), i))
     waiting = deque(order)
@@ -105,25 +111,29 @@ def decode(
                     batch.drop_finished()
                 yield from batch.step()
     finally:
+        batch.remember(range(len(batch.rows)))
         set_row_strengths(model.model, None)
 
 
 class _Batch:
     """Rows that are decoded together: which request each is, its cache and its last token."""
 
-    def __init__(self, model: ChatModel, requests: Sequence[Request], seed: int) -> None:
+    def __init__(
+        self, model: ChatModel, requests: Sequence[Request], seed: int, memory: LRUPromptCache | None
+    ) -> None:
         self.model = model
         self.requests = requests
         self.rows: list[int] = []  # request indices; finished ones too until they are dropped
         self.live: list[bool] = []
-        self.last_tokens: list[int] = []
-        self.counts: list[int] = []
+        self.drawn: list[list[int]] = []  # tokens of each row
         self.cache: list[Any] = []
         self.sources = [random_source(seed, request.key) for request in requests]
         self.stop_tokens = [_stop_mask(model, request.stop_at) for request in requests]
         self.has_strengths = any(request.adapter_strength is not None for request in requests)
         prefix = common_prefix([request.tokens for request in requests])
-        shares = len(prefix) > 1 and not self.has_strengths and model.can_share_prefixes()
+        plain = model.can_share_prefixes()
+        self.memory = memory if plain else None
+        shares = plain and len(prefix) > 1 and not self.has_strengths and memory is None
         self.prefix_length = len(prefix) if shares else 0
         self.prefix_cache = model.prefix_cache(prefix) if shares else None
 
@@ -133,11 +143,10 @@ class _Batch:
 
     def start(self, chosen: Sequence[int]) -> Iterator[tuple[int, int | None]]:
         """Compute the prompts of further requests and draw their first tokens."""
-        prompts = [list(self.requests[i].tokens[self.prefix_length :]) for i in chosen]
+        known, prompts = zip(*map(self._known, chosen), strict=True)
         lengths = [len(prompt) for prompt in prompts]
         longest = max(lengths)
-        empty = self.prefix_cache or self.model.new_cache()
-        cache = [entry.merge([entry] * len(chosen)) for entry in empty]
+        cache = [entries[0].merge(entries) for entries in zip(*known, strict=True)]
         padding = [longest - length for length in lengths]
         if max(padding):
             for entry in cache:
@@ -156,14 +165,13 @@ class _Batch:
         self.cache = self.cache or cache
         self.rows += chosen
         self.live += [True] * len(chosen)
-        self.last_tokens += [0] * len(chosen)
-        self.counts += [0] * len(chosen)
+        self.drawn += [[] for _ in chosen]
         yield from self._draw(logits, range(first, len(self.rows)))
 
     def step(self) -> Iterator[tuple[int, int | None]]:
         """Draw one more token for each live row."""
         self._use_strengths(self.rows)
-        tokens = mx.array(self.last_tokens)[:, None]
+        tokens = mx.array([drawn[-1] for drawn in self.drawn])[:, None]
         rows = mx.arange(len(self.rows))
         logits = self.model.logits_at(tokens, rows, mx.zeros_like(rows), self.cache)
         yield from self._draw(logits, range(len(self.rows)))
@@ -173,6 +181,7 @@ class _Batch:
         keep = [position for position, live in enumerate(self.live) if live]
         if len(keep) == len(self.rows):
             return
+        self.remember(position for position, live in enumerate(self.live) if not live)
         if keep:
             kept = mx.array(keep)
             for entry in self.cache:
@@ -180,7 +189,7 @@ class _Batch:
             mx.eval([entry.state for entry in self.cache])
         else:
             self.cache = []
-        for name in ("rows", "live", "last_tokens", "counts"):
+        for name in ("rows", "live", "drawn"):
             values = getattr(self, name)
             setattr(self, name, [values[position] for position in keep])
 
@@ -192,16 +201,38 @@ class _Batch:
             index = self.rows[position]
             request = self.requests[index]
             token = draw_token(row_scores, request.temperature, request.min_p, self.sources[index])
-            self.last_tokens[position] = token
-            self.counts[position] += 1
+            self.drawn[position].append(token)
             ends_message = token in self.model.stop_tokens
             if not ends_message:
                 yield index, token
             if ends_message or self.stop_tokens[index][token]:
                 self.live[position] = False
                 yield index, None
-            elif self.counts[position] >= request.max_tokens:
+            elif len(self.drawn[position]) >= request.max_tokens:
                 self.live[position] = False
+
+    def remember(self, positions: Iterable[int]) -> None:
+        """Put what was computed of these rows into the memory: all tokens but the last drawn."""
+        if self.memory is None:
+            return
+        for position in positions:
+            request = self.requests[self.rows[position]]
+            tokens = [*request.tokens, *self.drawn[position][:-1]]
+            cache = [entry.extract(position) for entry in self.cache]
+            # A finished row went on with its neighbours.
+            trim_prompt_cache(cache, cache[0].size() - len(tokens))
+            mx.eval([entry.state for entry in cache])
+            self.memory.insert_cache(request.weights, tokens, cache)
+
+    def _known(self, index: int) -> tuple[list[Any], list[int]]:
+        """What is computed of a request's tokens already, one cache a layer, and its other tokens."""
+        request = self.requests[index]
+        if self.memory is not None:
+            # The last token is computed in any case: what follows is drawn from its logits.
+            cache, rest = self.memory.fetch_nearest_cache(request.weights, list(request.tokens[:-1]))
+            return cache or self.model.new_cache(), [*rest, request.tokens[-1]]
+        cache = self.prefix_cache or self.model.new_cache()
+        return cache, list(request.tokens[self.prefix_length :])
 
     def _use_strengths(self, indices: Sequence[int]) -> None:
         if self.has_strengths:
