@@ -68,6 +68,7 @@ def compare_neutral(
     differences = [
         float(np.abs(new.log_probabilities - old.log_probabilities).mean())
         for new, old in zip(scores, base_scores, strict=True)
+        if old.log_probabilities.size
     ]
     base: Values = {
         "neutral/divergence": [0.0] * len(divergences),
