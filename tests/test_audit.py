@@ -7,7 +7,7 @@ from mlx import nn
 from tests.helpers import run_with_dataset, strong_adapter
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.audit import audit, relearn, verdict
-from unlearn_mlx.files import write_rows
+from unlearn_mlx.files import read_rows, write_rows
 from unlearn_mlx.language_model.adapters import load_adapter
 from unlearn_mlx.language_model.fusing import fused
 from unlearn_mlx.language_model.models import load_model, resolve_model
@@ -102,6 +102,16 @@ def test_the_audit_tries_everything_and_keeps_what_it_has(tmp_path, tiny_folder)
     again = {row["name"]: row for row in json.loads(run.file("audit.json").read_text())["rows"]}
     assert again["base"]["leak"] == 0.123
     assert again["fused, 4 bits"] == rows["fused, 4 bits"]
+
+
+def test_a_run_without_neighbours_is_audited_without_relearning_on_them(tmp_path, tiny_folder):
+    run = run_with_adapter(tmp_path / "run", tiny_folder)
+    rows = [row for row in read_rows(run.file("retain.jsonl")) if row["part"] != "neighbour"]
+    write_rows(run.file("retain.jsonl"), rows)
+    audit(plain_model(tiny_folder), Work(run, run.settings))
+    names = {row["name"] for row in json.loads(run.file("audit.json").read_text())["rows"]}
+    assert "relearned on general text" in names
+    assert "relearned on neighbours" not in names
 
 
 def rows_with(**leaks):

@@ -36,6 +36,7 @@ from unlearn_mlx.topics import DATA
 RELEARNING_STEPS = 20
 RELEARNING_ROWS = 8  # a step
 RELEARNING_RATE = 2e-4  # a usual rate for fine-tuning with LoRA
+PARTS = {"general": "general text", "neighbour": "neighbours"}  # of the retain rows
 STRENGTHS = (0.5, 0.75, 1.25)  # 1 is the adapter as it is
 
 
@@ -58,7 +59,7 @@ def audit(model: ChatModel, work: Work) -> None:
     """Try everything on the run's adapter and write audit.json; rows that are there already are kept.
 
     Raises:
-        UserError: where there is no adapter, or nothing to relearn from.
+        UserError: where there is no adapter.
         Cancelled: after the rows so far were saved.
     """
     run = work.run
@@ -96,7 +97,9 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str:
         return ""
     worst = max(back, key=lambda name: back[name])
     if back[worst] < 0.1:
-        return "No export and no relearning brought a tenth of the forgotten knowledge back."
+        relearned = any(row["group"] == "relearning" for row in rows)
+        tried = "No export and no relearning" if relearned else "No export (relearning was not tried)"
+        return f"{tried} brought a tenth of the forgotten knowledge back."
     return f"{back[worst]:.0%} of the forgotten knowledge came back: {worst}."
 
 
@@ -136,8 +139,11 @@ def _trials(model: ChatModel, work: Work) -> list[Trial]:
         ("base", "plain", base),
         ("adapter", "plain", adapted),
         *((name, "export", lambda bits=bits: exported(bits)) for name, bits in bits),
-        ("relearned on general text", "relearning", lambda: relearned("general")),
-        ("relearned on neighbours", "relearning", lambda: relearned("neighbour")),
+        *(
+            (f"relearned on {text}", "relearning", lambda part=part: relearned(part))
+            for part, text in PARTS.items()
+            if _retain_rows(work, part)  # an import's topic may have no neighbours
+        ),
         *(
             (f"strength {strength}", "strength", lambda strength=strength: adapted(strength))
             for strength in STRENGTHS
@@ -161,8 +167,7 @@ def relearn(model: ChatModel, work: Work, part: str) -> None:
             "part": "forget",  # the part whose targets are learned by cross entropy
             "complete": row["complete"],
         }
-        for row in read_rows(work.run.file("retain.jsonl"), ("question", "answer", "part", "complete"))
-        if row["part"] == part
+        for row in _retain_rows(work, part)
     ]
     rows = [row for row in (make_row(model, entry) for entry in entries) if row.targets]
     if not rows:
@@ -188,6 +193,12 @@ def relearn(model: ChatModel, work: Work, part: str) -> None:
         optimizer.update(model.model, gradients)
         mx.eval(model.model.trainable_parameters(), optimizer.state)
     model.model.eval()
+
+
+def _retain_rows(work: Work, part: str) -> list[dict[str, Any]]:
+    """The run's retain rows of one part."""
+    rows = read_rows(work.run.file("retain.jsonl"), ("question", "answer", "part", "complete"))
+    return [row for row in rows if row["part"] == part]
 
 
 def _measure(
