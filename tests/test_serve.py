@@ -209,7 +209,12 @@ def test_a_port_that_is_taken_is_one_line(run, server):
 
 def test_the_command_serves_until_ctrl_c_and_logs_no_question(run):
     process = subprocess.Popen(
-        command("serve", run.path, "--port", "0"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command("serve", run.path, "--port", "0"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background of a script, SIGINT is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         address = process.stdout.readline().strip()
