@@ -14,7 +14,7 @@ from unlearn_mlx.language_model.models import load_model, resolve_model
 from unlearn_mlx.language_model.prefixes import common_prefix
 from unlearn_mlx.runs import Work
 from unlearn_mlx.sft.batches import PARTS, avoid_row, batch_order, make_batch, make_row
-from unlearn_mlx.sft.loss import Weights, loss_parts
+from unlearn_mlx.sft.loss import SHARPNESS, Weights, loss_parts
 from unlearn_mlx.sft.trainer import base_tops, train
 
 WEIGHTS = Weights(divergence=0.7, avoidance=0.5)
@@ -59,8 +59,11 @@ def plain_loss(model, rows, tops):
         for k, position in enumerate(row.targets):
             here = scores[position - 1]
             own = here[row.tokens[position]]
-            loss = -own if row.part == "forget" else -mx.log(1 - mx.exp(own))
-            if top is not None:
+            loss = -own
+            if row.part == "avoid":
+                ratio = mx.exp(own - top.of_target[k]) ** SHARPNESS
+                loss = 2 / SHARPNESS * mx.log(1 + ratio)
+            elif row.part == "retain":
                 base, kept = mx.array(top.log_probabilities[k]), here[mx.array(top.ids[k])]
                 rest, kept_rest = 1 - mx.exp(base).sum(), 1 - mx.exp(kept).sum()
                 loss = (mx.exp(base) * (base - kept)).sum() + rest * mx.log(rest / kept_rest)

@@ -34,10 +34,10 @@ class Settings(BaseModel):
     batch_rows: int = Field(8, ge=1, le=1024, description="training rows a step")
     learning_rate: float = Field(5e-4, gt=0, le=1, description="peak learning rate of Adam")
     kl_weight: float = Field(
-        1.0, ge=0, le=100, description="weight of the divergence from the base on retain rows"
+        1.5, ge=0, le=100, description="weight of the divergence from the base on retain rows"
     )
     avoid_weight: float = Field(
-        2.0, ge=0, le=100, description="weight of making the base's own telling words unlikely"
+        1.0, ge=0, le=100, description="weight of making the base's own telling words unlikely"
     )
     validations: int = Field(2, ge=1, le=100, description="times that training is validated")
     samples: int = Field(4, ge=0, le=64, description="sampled answers a probe, beside the greedy one")
@@ -54,7 +54,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "samples": 0,
     },
     "standard": {},
-    "thorough": {"questions": 320, "neighbours": 200, "general": 160, "validations": 4},
+    # As many steps as the standard, each row once: more rows keep more than more passes.
+    "thorough": {"questions": 320, "neighbours": 200, "general": 160, "epochs": 1.0, "validations": 4},
 }
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.language_model.generation import random_source
 
-WIDTH_STEP = 16  # tokens; rows are padded to a multiple, so that few shapes are traced
-TARGET_STEP = 64  # likewise for the number of targets of a batch
+WIDTH_STEP = 4  # tokens; rows are padded to a multiple, so that shapes come again
+TARGET_STEP = 16  # likewise for the number of targets of a batch
 TOP = 64  # of the base's probabilities kept for the divergence; the rest is one bucket
 
 
@@ -31,10 +31,11 @@ class Row:
 
 @dataclass
 class BaseTop:
-    """The base's likeliest next tokens at a row's targets: ids and log-probabilities, [targets, TOP]."""
+    """What the base says at a row's targets: its likeliest next tokens, and how likely the target is."""
 
-    ids: np.ndarray
-    log_probabilities: np.ndarray
+    ids: np.ndarray  # [targets, TOP]
+    log_probabilities: np.ndarray  # [targets, TOP]
+    of_target: np.ndarray  # [targets], log-probabilities
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Batch:
     avoid: mx.array  # [targets]
     top_ids: mx.array  # [targets, TOP]
     top_log_probabilities: mx.array  # [targets, TOP]
+    base_log_probabilities: mx.array  # [targets], of the target itself
     target_count: int
 
 
@@ -71,7 +73,9 @@ def avoid_row(model: ChatModel, entry: dict[str, Any]) -> Row:
         for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False))
         if any(begin < last and first < end for first, last in entry["telling"])
     ]
-    return Row([*prompt, *tokens], targets, "avoid")
+    # What comes after the last target is of no use.
+    row = [*prompt, *tokens]
+    return Row(row[: targets[-1] + 1] if targets else row, targets, "avoid")
 
 
 def batch_order(rows: Sequence[Row], batch_rows: int, seed: int, epoch: int) -> list[list[int]]:
@@ -107,7 +111,7 @@ def make_batch(rows: Sequence[Row], tops: Sequence[BaseTop | None], prefix: Sequ
     places: list[tuple[int, int]] = []
     targets: list[int] = []
     parts: list[str] = []
-    ids, log_probabilities = [], []
+    ids, log_probabilities, of_target = [], [], []
     for number, (row, top) in enumerate(zip(rows, tops, strict=True)):
         inputs = row.tokens[skipped:-1]
         tokens[number, : len(inputs)] = inputs
@@ -118,6 +122,7 @@ def make_batch(rows: Sequence[Row], tops: Sequence[BaseTop | None], prefix: Sequ
         log_probabilities.append(
             top.log_probabilities if top else np.zeros((len(row.targets), TOP), np.float32)
         )
+        of_target.append(top.of_target if top else np.zeros(len(row.targets), np.float32))
     count = len(targets)
     padding = _rounded(count, TARGET_STEP) - count
 
@@ -136,6 +141,7 @@ def make_batch(rows: Sequence[Row], tops: Sequence[BaseTop | None], prefix: Sequ
         top_log_probabilities=mx.array(
             np.concatenate([*log_probabilities, np.zeros((padding, TOP), np.float32)])
         ),
+        base_log_probabilities=mx.array(np.concatenate([*of_target, np.zeros(padding, np.float32)])),
         target_count=count,
     )
 

@@ -17,7 +17,7 @@ from unlearn_mlx.language_model.prefixes import shared_prefix_caches
 from unlearn_mlx.sft.batches import Batch
 
 LEAST = 1e-6  # of the probability outside the base's top tokens, against log(0)
-LEAST_OTHERS = 0.05  # a target that is all but certain pulls no harder than at 95 %
+SHARPNESS = 0.5  # of avoidance: the smaller, the further below the base's it pushes a word
 CHUNK = 64  # targets whose logits exist at a time
 
 
@@ -34,9 +34,10 @@ def loss_parts(model: Any, batch: Batch, weights: Weights) -> tuple[mx.array, tu
 
     Cross entropy is the mean over forget targets. The divergence KL(base || adapter) is the mean over
     retain targets, taken over the base's top tokens and one bucket for all others (a lower bound of
-    the full divergence by the log-sum inequality). Avoidance is the mean of -log(1 - q) over avoid
-    targets: unlikelihood training (Welleck et al. 2020), whose pull ends where a word has become
-    unlikely.
+    the full divergence by the log-sum inequality). Avoidance is the mean of 2/b log(1 + (q/p)^b) over
+    avoid targets, with p the base's probability of the target and b = SHARPNESS: negative preference
+    optimization (Zhang et al. 2024), a token at a time. Its pull is on the ratio, so words that the
+    base finds merely likelier than others fall behind them too, and it fades once they have.
     """
     hidden = target_hidden(model, batch)
     shares = [mask / mx.maximum(mask.sum(), 1.0) for mask in (batch.forget, batch.retain, batch.avoid)]
@@ -70,7 +71,13 @@ def _losses_and_gradient(
 ) -> tuple[mx.array, ...]:
     """Each target's three losses, and the gradient of their weighted sum at ``hidden``."""
     results = []
-    given = (batch.targets, batch.top_ids, batch.top_log_probabilities, *weights)
+    given = (
+        batch.targets,
+        batch.top_ids,
+        batch.top_log_probabilities,
+        batch.base_log_probabilities,
+        *weights,
+    )
     for start in range(0, hidden.shape[0], CHUNK):
         part = slice(start, start + CHUNK)
         logits = vocabulary_logits(model, hidden[part])
@@ -86,6 +93,7 @@ def _losses_at_logits(
     logits: mx.array,
     targets: mx.array,
     top_ids: mx.array,
+    top_log_probabilities: mx.array,
     base_log_probabilities: mx.array,
     forget_weights: mx.array,
     retain_weights: mx.array,
@@ -95,23 +103,22 @@ def _losses_at_logits(
 
     With q the model's and p the base's probabilities, y the target and r the bucket of all other
     tokens: cross entropy pulls by q - 1[y]; the divergence by q (1 - p_r / q_r) everywhere, and at
-    the top tokens q p_r / q_r - p more; avoidance by q_y / (1 - q_y) (1[y] - q).
+    the top tokens q p_r / q_r - p more; avoidance by 2 r / (1 + r) (1[y] - q) with r = (q_y / p_y)^b.
     """
     best = mx.max(logits, axis=-1, keepdims=True)
     exponentials = exponential(logits - best)
     total = exponentials.sum(axis=-1, keepdims=True)
     normalizer = best + mx.log(total)
     cross_entropy = (normalizer - mx.take_along_axis(logits, targets[:, None], axis=-1))[:, 0]
-    q_target = mx.exp(-cross_entropy)
-    others = mx.maximum(1.0 - q_target, LEAST_OTHERS)
-    avoidance = -mx.log(others)
-    push = avoid_weights * q_target / others
+    log_ratio = SHARPNESS * (-cross_entropy - base_log_probabilities)
+    avoidance = mx.logaddexp(mx.zeros_like(log_ratio), log_ratio) * (2 / SHARPNESS)
+    push = avoid_weights * 2 * mx.sigmoid(log_ratio)
 
     log_q = mx.take_along_axis(logits, top_ids, axis=-1) - normalizer
-    q, p = mx.exp(log_q), mx.exp(base_log_probabilities)
+    q, p = mx.exp(log_q), mx.exp(top_log_probabilities)
     q_rest = mx.maximum(1.0 - q.sum(axis=-1), LEAST)
     p_rest = mx.maximum(1.0 - p.sum(axis=-1), LEAST)
-    divergence = (p * (base_log_probabilities - log_q)).sum(axis=-1)
+    divergence = (p * (top_log_probabilities - log_q)).sum(axis=-1)
     divergence = divergence + p_rest * (mx.log(p_rest) - mx.log(q_rest))
 
     ratio = p_rest / q_rest

@@ -59,7 +59,7 @@ def train(model: ChatModel, work: Work) -> None:
         raise UserError(
             f"{run.file('dataset', 'train.jsonl')} has no forget rows: run 'unlearn answers' again"
         )
-    run.event("train", "message", text="the base's own probabilities on retain rows")
+    run.event("train", "message", text="the base's own probabilities on rows to keep and to avoid")
     prefix = common_prefix([row.tokens[: row.targets[0]] for row in (*rows, *valid) if row.targets])
     prefix = prefix if model.can_share_prefixes() else []
     tops = base_tops(model, rows, prefix)
@@ -88,28 +88,31 @@ def training_plan(rows: Sequence[Row], epochs: float, batch_rows: int, validatio
 
 
 def base_tops(model: ChatModel, rows: Sequence[Row], prefix: Sequence[int]) -> list[BaseTop | None]:
-    """The base's likeliest tokens at the targets of retain rows; None for forget rows."""
+    """What the base says at the targets of retain and avoid rows; None for forget rows."""
     tops: list[BaseTop | None] = [None] * len(rows)
-    retain = sorted(
-        (i for i, row in enumerate(rows) if row.part == "retain"), key=lambda i: len(rows[i].tokens)
+    held = sorted(
+        (i for i, row in enumerate(rows) if row.part != "forget"), key=lambda i: len(rows[i].tokens)
     )
-    for start in range(0, len(retain), SCORING_ROWS):
-        chosen = retain[start : start + SCORING_ROWS]
+    for start in range(0, len(held), SCORING_ROWS):
+        chosen = held[start : start + SCORING_ROWS]
         batch = make_batch([rows[i] for i in chosen], [None] * len(chosen), prefix)
-        ids, log_probabilities = [], []
+        ids, log_probabilities, of_target = [], [], []
         hidden = target_hidden(model.model, batch)
         for first in range(0, hidden.shape[0], CHUNK):
             logits = vocabulary_logits(model.model, hidden[first : first + CHUNK]).astype(mx.float32)
             likeliest = mx.argpartition(logits, -TOP, axis=-1)[:, -TOP:]
-            values = mx.take_along_axis(logits, likeliest, axis=-1) - log_sum_exp(logits)[:, None]
+            targets = batch.targets[first : first + CHUNK, None]
+            normalizer = log_sum_exp(logits)[:, None]
             ids.append(np.array(likeliest))
-            log_probabilities.append(np.array(values))
+            log_probabilities.append(np.array(mx.take_along_axis(logits, likeliest, axis=-1) - normalizer))
+            of_target.append(np.array(mx.take_along_axis(logits, targets, axis=-1) - normalizer)[:, 0])
         best, chosen_values = np.concatenate(ids), np.concatenate(log_probabilities)
+        own = np.concatenate(of_target)
         position = 0
         for i in chosen:
             count = len(rows[i].targets)
             here = slice(position, position + count)
-            tops[i] = BaseTop(best[here].astype(np.int32), chosen_values[here].astype(np.float32))
+            tops[i] = BaseTop(best[here].astype(np.int32), chosen_values[here], own[here])
             position += count
     return tops
 
