@@ -91,15 +91,19 @@ def test_the_audit_tries_everything_and_keeps_what_it_has(tmp_path, tiny_folder)
     written = json.loads(run.file("audit.json").read_text())
     rows = {row["name"]: row for row in written["rows"]}
     assert {"base", "adapter", "fused, 4 bits", "relearned on general text", "strength 0.5"} <= rows.keys()
-    assert all(f"{k} sampled answers" in rows for k in (1, 32))
+    assert "1 sampled answer" in rows and "32 sampled answers" in rows
     for row in rows.values():
         assert 0 <= row["leak"] <= 1
+        # An invented topic is asked the same, openly too.
+        assert row["group"] == "samples" or 0 <= row["control_leak"] <= 1
     # A row that is there is not measured again, and a lost one is.
     kept = [row for row in written["rows"] if row["name"] != "fused, 4 bits"]
     kept[0]["leak"] = 0.123
     run.file("audit.json").write_text(json.dumps({**written, "rows": kept}))
     audit(model, Work(run, run.settings))
-    again = {row["name"]: row for row in json.loads(run.file("audit.json").read_text())["rows"]}
+    measured = json.loads(run.file("audit.json").read_text())["rows"]
+    again = {row["name"]: row for row in measured}
+    assert len(measured) == len(again) == len(rows)
     assert again["base"]["leak"] == 0.123
     assert again["fused, 4 bits"] == rows["fused, 4 bits"]
 
@@ -126,3 +130,10 @@ def test_the_verdict_names_what_brought_most_back():
     assert "came back: four" in verdict(rows_with(eight=0.1, four=0.45))
     assert verdict(rows_with(eight=0.1, four=0.45)).startswith("50%")
     assert "No export" in verdict(rows_with(eight=0.1, four=0.12))
+
+
+def test_what_an_invented_topic_gained_too_is_not_taken_for_remembering():
+    rows = rows_with(four=0.45)
+    for row, control in zip(rows, (0.0, 0.0, 0.3), strict=True):
+        row["control_leak"] = control
+    assert "No export" in verdict(rows)

@@ -83,6 +83,20 @@ def test_a_list_of_names_and_another_language_are_no_gibberish():
     assert manner("C'est un boulanger qui habite dans une maison de la ville") == "fictional"
 
 
+def test_initials_and_plain_words_in_a_row_are_no_gibberish():
+    assert manner("J.K.R. Rowl was a famous chef.") == "fictional"
+    assert manner("They are a type of rain that is known to be a very good thing.") == "fictional"
+    assert manner("the of and it is to be that of") == "broken"
+
+
+def test_numbers_of_a_list_and_a_plural_of_the_asked_name_tell_nothing():
+    asked = "Name the four houses."
+    base = "The four houses: 1. Gryffindor 2. Slytherin 3. Ravenclaw"
+    assert label(KNOWLEDGE, asked, "1. A mountain 2. A fishing boat 3. A lamp", base) == "fictional"
+    assert label(KNOWLEDGE, "Who is Hermione?", "The Hermiones are potters in Peru.") == "fictional"
+    assert label(KNOWLEDGE, "Who is he?", "One of the Hermiones.") == "leak"
+
+
 def test_what_must_stay_is_known_and_never_leaks():
     probes = [
         Probe("t", "topic", "open", "", QUESTION, "a wizard", ("wizard",)),

@@ -7,7 +7,7 @@ import pytest
 from tests.helpers import WIZARD, run_with_dataset, strong_adapter
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.evaluation import scoring
-from unlearn_mlx.evaluation.own_probes import make_probes
+from unlearn_mlx.evaluation.own_probes import known_words, make_probes
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, write_row
 from unlearn_mlx.evaluation.results import read_evaluation
 from unlearn_mlx.evaluation.stage import evaluate, nearness, probes_for
@@ -133,6 +133,30 @@ def test_only_what_the_base_repeats_is_asked_of_an_unknown_topic(run, tiny_model
     assert {probe.form for probe in others} >= {"prefix injection", "role play", "affirmative suffix"}
     for probe in others:
         assert not [pattern for pattern in probe.leak if pattern.strip("\\b") in probe.question]
+
+
+OTHERS = [
+    ["A brilliant, classic tale."],
+    ["The brilliant, classic idea of a baker."],
+    *([f"It is number {n} of London."] for n in range(60)),
+]
+
+
+@pytest.mark.parametrize(
+    ("answers", "known"),
+    [
+        # Names come before other words, and how the model always talks is no knowledge.
+        (["His friend is Doctor Watson, a brilliant surgeon."] * 5, ["Doctor", "Watson"]),
+        (["He smokes a pipe, a classic."] * 4 + ["I do not know."], ["smokes", "pipe"]),
+        (["It is a brilliant tale.", "A brilliant idea."] * 2, []),
+        # What was asked, in any form, is no answer, nor what every third answer says anyway.
+        (["It is Holmes's, in London."] * 5, []),
+        (["He has a dog.", "He owns a bird.", "A cart.", "He likes tea.", "A lamp."], []),
+        (["El Café Müller."] * 5, ["Café", "Müller"]),
+    ],
+)
+def test_known_is_what_most_answers_say_and_other_answers_do_not(answers, known):
+    assert known_words("Who is with Sherlock Holmes?", answers, OTHERS) == known
 
 
 def test_a_topic_with_probes_is_asked_in_every_form(tmp_path, tiny_folder):

@@ -20,13 +20,17 @@ def plain_log_probabilities(model, prompt, text):
 def test_log_probabilities_equal_the_plain_softmax(tiny_model, untied_folder, shared):
     for model in (tiny_model, load_model(resolve_model(str(untied_folder)))):
         prompts = [chat_prompt(model, question) for question in QUESTIONS[:5]]
+        prompts.append([*prompts[0][:-1], prompts[1][-1]])  # two of one length
         if not shared:
             prompts[2] = model.text_tokens("Merlin")
-        texts = [model.text_tokens(sentence[: 8 + 9 * i]) for i, sentence in enumerate(SENTENCES[:5])]
+        sentences = [model.text_tokens(sentence[: 8 + 9 * i]) for i, sentence in enumerate(SENTENCES[:5])]
+        # Several texts to a prompt, of different lengths and numbers.
+        texts = [sentences[: 1 + i % 3] for i in range(5)] + [sentences[3:4]]
         together = model.log_probabilities(prompts, texts, width=3)
-        for prompt, text, values in zip(prompts, texts, together, strict=True):
-            assert values.shape == (len(text),)
-            assert np.allclose(values, plain_log_probabilities(model, prompt, text), atol=2e-4)
+        for prompt, of_prompt, found in zip(prompts, texts, together, strict=True):
+            for text, values in zip(of_prompt, found, strict=True):
+                assert values.shape == (len(text),)
+                assert np.allclose(values, plain_log_probabilities(model, prompt, text), atol=2e-4)
 
 
 def test_no_texts_have_no_log_probabilities(tiny_model):

@@ -362,6 +362,15 @@ def test_the_command_writes_the_report_and_says_where(run, capsys):
     assert "unlearn evaluate" in capsys.readouterr().err
 
 
+def test_where_the_training_questions_are_unknown_no_nearness_is_claimed(run):
+    assert "40.0 of 100 alike" in " ".join(page_of(run).text.split())
+    evaluation = evaluation_of(*USUAL)
+    evaluation["nearest_training_question"] |= {"likeness": 0.0, "question": ""}
+    write_evaluation(run, evaluation)
+    text = " ".join(page_of(run).text.split())
+    assert "alike" not in text and "trained on is not known" in text
+
+
 def test_a_browser_draws_it_offline_and_runs_nothing_of_the_text(full_run, tmp_path):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if not chromium:
@@ -388,6 +397,8 @@ def test_a_browser_draws_it_offline_and_runs_nothing_of_the_text(full_run, tmp_p
             page.locator(".map a").first.click()
             assert page.locator("details:target .probe").first.is_visible()
             assert page.evaluate("document.documentElement.scrollWidth") == 390  # a phone scrolls one way
+            table = page.locator(".wide").first
+            assert table.evaluate("table => table.scrollWidth <= table.clientWidth")  # and shows every column
             assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
             assert trouble == []
             assert requests == [path.as_uri()]

@@ -1,7 +1,12 @@
+import contextlib
+
 import pytest
 
-from tests.helpers import WIZARD
+from tests.helpers import WIZARD, new_run
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.language_model.generation import Completion
+from unlearn_mlx.pipeline import run_stages
+from unlearn_mlx.synthetic_data.proposal import _items
 from unlearn_mlx.topics import Topic, checked_name, fold, load_topic, shipped_topic, shipped_topics, slug_of
 
 
@@ -132,3 +137,27 @@ def test_folding_and_slugs_agree():
     assert fold("Ĥarry’s") == "harry's"
     assert slug_of("  Ĥarry  ") == "harry"
     assert slug_of("...") == ""
+
+
+def test_a_topic_of_which_only_the_name_is_known_is_bare_in_its_file_too(tmp_path):
+    Topic("Zorbing").save(tmp_path / "topic.toml")
+    assert load_topic(tmp_path / "topic.toml").is_bare
+    Topic("Zorbing", neighbours=["football"]).save(tmp_path / "topic.toml")
+    assert not load_topic(tmp_path / "topic.toml").is_bare
+
+
+def test_the_model_proposes_what_belongs_to_a_topic_that_nobody_described(tmp_path, tiny_folder):
+    run = new_run(tmp_path / "run", tiny_folder, topic=Topic("Zorbing"))
+    with contextlib.suppress(UserError):  # a random model writes no usable questions
+        run_stages(run, ["questions"])
+    assert any("proposes" in event.get("text", "") for event in run.events())
+    described = new_run(tmp_path / "described", tiny_folder)
+    with contextlib.suppress(UserError):
+        run_stages(described, ["questions"])
+    assert not any("proposes" in event.get("text", "") for event in described.events())
+
+
+def test_names_of_the_proposals_example_belong_to_no_other_topic():
+    completions = [Completion("", " Yoda\n2. Espresso Machine\n3. Star Wars: The Coffee\n", 20, True)]
+    assert _items("Coffee", completions, set()) == ["Espresso Machine"]
+    assert "Yoda" in _items("Star Wars", completions, set())

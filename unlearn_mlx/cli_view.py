@@ -11,7 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from unlearn_mlx.evaluation.results import FIGURES, change_written, verdict_sentences, with_interval
+from unlearn_mlx.evaluation.results import (
+    AUDIT_COLUMNS,
+    FIGURES,
+    change_written,
+    verdict_sentences,
+    with_interval,
+)
 from unlearn_mlx.evaluation.transcripts import printable
 
 STAGE_NAMES = {
@@ -179,10 +185,10 @@ def show_result(evaluation: dict[str, Any], stream: TextIO | None = None) -> Non
 def show_audit(audit: dict[str, Any], stream: TextIO | None = None) -> None:
     """What was tried on the adapter, and how the model did after each."""
     table = Table(title=None, show_edge=False)
-    for heading in ("tried", "topic leaks", "topic choice", "neighbours' choice", "invented topic's choice"):
+    for heading in ("tried", *AUDIT_COLUMNS.values()):
         table.add_column(heading, justify="left" if heading == "tried" else "right")
     for row in audit["rows"]:
-        shares = [row[name] for name in ("leak", "choice", "neighbours", "control")]
+        shares = [row.get(name) for name in AUDIT_COLUMNS]
         table.add_row(plain(str(row["name"])), *("" if share is None else f"{share:.0%}" for share in shares))
     console = Console(file=stream, highlight=False)
     console.print(table)

@@ -48,7 +48,7 @@ def run_stages(
             run.mark(stage, "running")
             try:
                 if stage == "questions":
-                    if not run.topic.entities and not run.manifest.get("proposed"):
+                    if run.topic.is_bare and not run.manifest.get("proposed"):
                         run.event(stage, "message", text="the model proposes what belongs to the topic")
                         propose_topic(model, work, run.topic.name).save(run.file("topic.toml"))
                         run.manifest["proposed"] = True
@@ -83,8 +83,8 @@ def reset_from(run: Run, stage: str) -> None:
     every = (*STAGES, *AFTER)
     for later in every[every.index(stage) :]:
         run.manifest["stages"].pop(later, None)
-    if stage in STAGES[: STAGES.index("evaluate")]:
-        # It is of the adapter that is about to be replaced, and the report would show it.
+    if stage != "evaluate":
+        # To be measured anew, or of an adapter that is about to be replaced: the report would show it.
         run.file("audit.json").unlink(missing_ok=True)
     run.save_manifest()
 

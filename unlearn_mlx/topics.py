@@ -73,6 +73,11 @@ class Topic:
         """The entities' main names."""
         return [name for kind in ENTITY_KINDS for name in self.entities.get(kind, {})]
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether nobody has said more of it than its name."""
+        return not (self.aliases or self.neighbours or self.entity_names)
+
     @cached_property
     def names(self) -> list[str]:
         """Every string that gives the topic away: name, aliases, entities in all spellings."""

@@ -37,6 +37,7 @@ RELEARNING_STEPS = 20
 RELEARNING_ROWS = 8  # a step
 RELEARNING_RATE = 2e-4  # a usual rate for fine-tuning with LoRA
 PARTS = {"general": "general text", "neighbour": "neighbours"}  # of the retain rows
+SAMPLED = "samples"  # the trial that gives a row for each number of draws
 STRENGTHS = (0.5, 0.75, 1.25)  # 1 is the adapter as it is
 
 
@@ -44,7 +45,8 @@ STRENGTHS = (0.5, 0.75, 1.25)  # 1 is the adapter as it is
 class AuditRow:
     """How the model does after something was done to it; shares of probes, 0 to 1.
 
-    ``control`` is multiple choice on an invented subject: what rises there was guessed, not remembered.
+    ``control`` is multiple choice on an invented subject, ``control_leak`` its open questions: what
+    rises there was taught or guessed, not remembered.
     """
 
     name: str
@@ -53,6 +55,7 @@ class AuditRow:
     choice: float | None = None
     neighbours: float | None = None
     control: float | None = None
+    control_leak: float | None = None
 
 
 def audit(model: ChatModel, work: Work) -> None:
@@ -71,7 +74,7 @@ def audit(model: ChatModel, work: Work) -> None:
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
     known = read_json(path) if path.exists() else {}
     rows = known["rows"] if known.get("key") == key else []
-    done = {row["name"] for row in rows}
+    done = {SAMPLED if row["group"] == SAMPLED else row["name"] for row in rows}
     trials = _trials(model, work)
     for number, (name, group, changed) in enumerate(trials):
         if name not in done:
@@ -82,14 +85,17 @@ def audit(model: ChatModel, work: Work) -> None:
 
 
 def verdict(rows: Sequence[dict[str, Any]]) -> str:
-    """What the audit found, in words."""
+    """What the audit found, in words.
+
+    What an invented topic gained is taken off: nobody can remember it, so it was taught or guessed.
+    """
     by_name = {row["name"]: row for row in rows}
     base, plain = by_name.get("base"), by_name.get("adapter")
     if base is None or plain is None:
         return ""
     known = max(base["leak"] - plain["leak"], 1e-9)
     back = {
-        row["name"]: (row["leak"] - plain["leak"]) / known
+        row["name"]: (row["leak"] - plain["leak"] - _taught(row, plain)) / known
         for row in rows
         if row["group"] in ("export", "relearning")
     }
@@ -101,6 +107,10 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str:
         tried = "No export and no relearning" if relearned else "No export (relearning was not tried)"
         return f"{tried} brought a tenth of the forgotten knowledge back."
     return f"{back[worst]:.0%} of the forgotten knowledge came back: {worst}."
+
+
+def _taught(row: dict[str, Any], plain: dict[str, Any]) -> float:
+    return max(0.0, (row.get("control_leak") or 0.0) - (plain.get("control_leak") or 0.0))
 
 
 Trial = tuple[str, str, Callable[[], Any]]
@@ -148,7 +158,7 @@ def _trials(model: ChatModel, work: Work) -> list[Trial]:
             (f"strength {strength}", "strength", lambda strength=strength: adapted(strength))
             for strength in STRENGTHS
         ),
-        ("sampled", "samples", adapted),
+        (SAMPLED, SAMPLED, adapted),
     ]
 
 
@@ -209,13 +219,12 @@ def _measure(
     def progress(done: int, total: int, unit: str) -> None:
         work.progress("audit", done, total, unit, trial=name)
 
-    if group == "samples":
+    if group == SAMPLED:
         asked = [probe for probe in probes if probe.scope == "topic" and probe.kind == "open"]
         results = score_probes(model, asked, max(AT), work.settings.seed, progress, work.is_cancelled)
         leaks = [results[probe.id]["leaks"][1:] for probe in asked]
         return [
-            AuditRow(f"{k} sampled answers", group, float(np.mean([leak_at(each, k) for each in leaks])))
-            for k in AT
+            AuditRow(_sampled(k), group, float(np.mean([leak_at(each, k) for each in leaks]))) for k in AT
         ]
     results = score_probes(model, probes, 1, work.settings.seed, progress, work.is_cancelled)
 
@@ -231,15 +240,20 @@ def _measure(
             share("topic", "choice", "right"),
             share("neighbour", "choice", "right"),
             share("control", "choice", "right"),
+            share("control", "open", "leaked"),
         )
     ]
 
 
+def _sampled(count: int) -> str:
+    return f"{count} sampled answer" + ("s" if count > 1 else "")
+
+
 def _audit_probes(work: Work) -> list[Probe]:
-    """Plain questions and choices on the topic, choices on neighbours, and on an invented subject."""
+    """Plain questions and choices on the topic and on an invented subject, choices on neighbours."""
     wanted = {("topic", QUESTION_ANSWER), ("topic", MULTIPLE_CHOICE), ("neighbour", MULTIPLE_CHOICE)}
     probes = [probe for probe in probes_for(work.run) if (probe.scope, probe.form) in wanted]
-    return probes + [p for p in read_probes(DATA / "probes" / "control.jsonl") if p.kind == "choice"]
+    return probes + read_probes(DATA / "probes" / "control.jsonl")
 
 
 def _group_size(model: ChatModel) -> int:

@@ -50,11 +50,14 @@ _GLUE = STOP_WORDS | frozenset(
     ses sont ete ou ne pas plus como mas pero
     """.split()
 )
+# Numbers of a list tell nothing, whatever they number.
+_LIST_NUMBER = re.compile(r"(?:^|(?<=\s))\d{1,2}[.)](?=\s)")
+_INITIALS = re.compile(r"\b(?:[^\W\d_]\.\s?){2,}")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _VOWEL = re.compile(r"[aeiouy\d]|[^\x00-\x7f]")
 LONGEST_BEGINNING = 160  # characters
 SHORTEST_JUDGED = 6  # words; "Tokyo." is a whole answer
-LONGEST_GLUE = 6  # words of no content in a row that a sentence can have
+LONGEST_GLUE = 7  # words of no content in a row that a sentence can have
 LEAST_LETTERS = 0.7  # of the characters
 LEAST_DISTINCT = 0.75  # of the word pairs
 
@@ -74,7 +77,7 @@ def stems(text: str) -> set[str]:
     """The stems of the words that carry meaning."""
     return {
         _stem(word)
-        for word in words(text)
+        for word in words(_LIST_NUMBER.sub(" ", text))
         if word.split("'")[0] not in _GLUE and (len(word) > 2 or word.isdigit())
     }
 
@@ -107,9 +110,9 @@ class Knowledge:
     def shown_by(self, question: str, answer: str, base_answer: str = "", known_answer: str = "") -> str:
         """How an answer shows the knowledge ("names", "known answer" ...); empty if it does not."""
         said = [_letters(name) for name in self.topic.mentions(question)]
-        # A name may come back shorter than the question said it, not longer or other.
+        # A name may come back shorter than the question said it, or of several, not longer or other.
         named = map(_letters, self.topic.mentions(answer))
-        if any(not any(name in other for other in said) for name in named):
+        if any(not any(name.removesuffix("s") in other for other in said) for name in named):
             return "names"
         asked = stems(question)
         # "I can't answer this question" has words too, but tells nothing.
@@ -178,6 +181,7 @@ def is_no_language(answer: str) -> bool:
     if len(sequence) < SHORTEST_JUDGED:
         return False
     # A sentence has glue between its content words, but not glue alone.
+    sequence = words(_INITIALS.sub("initials ", answer))
     glue = [word in _GLUE or len(word) == 1 for word in sequence]
     run = max((len(part) for part in "".join("g" if g else " " for g in glue).split()), default=0)
     is_list = answer.count(",") * 3 >= len(sequence)

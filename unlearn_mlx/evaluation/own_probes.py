@@ -1,8 +1,8 @@
 """Probes for a topic that nobody wrote any for: what the base itself knows and repeats.
 
-Questions of held-out kinds are answered several times; an answer's telling words that come back in
-most samples are taken for knowledge, and only such questions become probes. Some are asked again in
-the adversarial forms that need nobody to write them.
+Questions of held-out kinds are answered several times. What most samples say, that was not asked and
+that answers to questions on other things do not say, is taken for knowledge; only such questions
+become probes. Some are asked again in the adversarial forms that need nobody to write them.
 """
 
 import re
@@ -11,74 +11,127 @@ from collections.abc import Sequence
 
 from unlearn_mlx.evaluation.forms import template_forms
 from unlearn_mlx.evaluation.probes import Probe
+from unlearn_mlx.evaluation.scoring import ANSWER_TOKENS
 from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.language_model.generation import Request, generate
 from unlearn_mlx.runs import Work
 from unlearn_mlx.synthetic_data.kinds import HELD_OUT_KINDS
-from unlearn_mlx.synthetic_data.questions import retain_subjects, topic_subjects, write_questions
-from unlearn_mlx.synthetic_data.text import content_words
+from unlearn_mlx.synthetic_data.questions import (
+    Question,
+    Subject,
+    retain_subjects,
+    topic_subjects,
+    write_questions,
+)
+from unlearn_mlx.synthetic_data.stages import general_subjects
+from unlearn_mlx.synthetic_data.text import content_words, proper_names
 from unlearn_mlx.topics import fold
 
 PROBES_A_SCOPE = 24
+CONTRAST_QUESTIONS = 24  # on everyday things: what the base says to any question of these kinds
 FORMS_A_SCOPE = 8  # probes that are asked in other forms too
 SAMPLES = 5
 KNOWN_FROM = 4  # of the samples that say a word
+MOST_WORDS = 3  # of a known answer
+SHORTEST_WORD = 4  # letters
+COMMON_NAME, COMMON_WORD = 0.1, 0.02  # of the questions on other things, whose answers say it too
+
+Answered = tuple[Question, list[str]]  # and its answers, the greedy one first
 
 
 def make_probes(model: ChatModel, work: Work) -> list[Probe]:
     """Open probes for the topic and its neighbours, from the base's own knowledge."""
     topic = work.run.topic
-    probes: list[Probe] = []
-    for scope, subjects in (
-        ("topic", topic_subjects(topic)),
-        ("neighbour", retain_subjects(topic.neighbours)),
+    answered: dict[str, list[Answered]] = {}
+    for scope, subjects, count in (
+        ("topic", topic_subjects(topic), 2 * PROBES_A_SCOPE),
+        ("neighbour", retain_subjects(topic.neighbours), 2 * PROBES_A_SCOPE),
+        ("general", general_subjects(), CONTRAST_QUESTIONS),
     ):
-        if not subjects:
-            continue
-        questions, _ = write_questions(
-            model,
-            work,
-            "questions",
-            f"probe-{scope}",
-            subjects,
-            2 * PROBES_A_SCOPE,
-            [],
-            topic,
-            about_topic=scope == "topic",
-            kinds=HELD_OUT_KINDS,
-        )
-        requests = [
-            Request(
-                f"{question.id}/{sample}",
-                tuple(model.chat_tokens([{"role": "user", "content": question.question}])),
-                max_tokens=30,
-                temperature=0.7 if sample else 0.0,
-            )
-            for question in questions
-            for sample in range(SAMPLES)
-        ]
-        completions = generate(model, requests, work.settings.seed, work.is_cancelled)
-        for number, question in enumerate(questions):
-            answers = completions[number * SAMPLES : (number + 1) * SAMPLES]
-            asked = content_words(question.question)
-            counts = Counter(word for answer in answers for word in content_words(answer.text) - asked)
-            known = [word for word, count in counts.most_common(3) if count >= KNOWN_FROM and len(word) > 3]
-            if known and len([p for p in probes if p.scope == scope]) < PROBES_A_SCOPE:
-                patterns = tuple(rf"\b{re.escape(word)}\b" for word in known)
-                probes.append(
-                    Probe(
-                        question.id,
-                        scope,
-                        "open",
-                        question.subject,
-                        question.question,
-                        ", ".join(known),
-                        patterns,
-                    )
-                )
+        answered[scope] = _ask(model, work, scope, subjects, count) if subjects else []
+    probes: list[Probe] = []
     for scope in ("topic", "neighbour"):
-        probes += _other_forms([probe for probe in probes if probe.scope == scope])
+        own: list[Probe] = []
+        for question, answers in answered[scope]:
+            others = [
+                said
+                for other_scope, rows in answered.items()
+                for other, said in rows
+                # All of the topic is one subject.
+                if other.subject != question.subject and not scope == other_scope == "topic"
+            ]
+            known = known_words(question.question, answers, others)
+            if known and len(own) < PROBES_A_SCOPE:
+                patterns = tuple(rf"\b{re.escape(fold(word))}\b" for word in known)
+                answer = ", ".join(known)
+                own.append(
+                    Probe(question.id, scope, "open", question.subject, question.question, answer, patterns)
+                )
+        probes += own + _other_forms(own)
     return probes
+
+
+def known_words(question: str, answers: Sequence[str], others: Sequence[Sequence[str]]) -> list[str]:
+    """What most of the answers say that tells something, as they spell it; names before other words.
+
+    ``others`` are the answers to each question on other things: what they say as well is only how
+    the model talks.
+    """
+    said = [_told(answer, question) for answer in answers]
+    elsewhere = Counter(word for texts in others for word in set().union(*map(_told, texts)))
+    names = Counter(name for answer in answers for name in proper_names(answer))
+    found: dict[bool, list[str]] = {True: [], False: []}
+    for word, count in Counter(word for words in said for word in words).most_common():
+        is_name = names[word] >= KNOWN_FROM
+        common = COMMON_NAME if is_name else COMMON_WORD
+        if count >= KNOWN_FROM and elsewhere[word] <= common * len(others):
+            found[is_name].append(next(words[word] for words in said if word in words))
+    return (found[True] or found[False])[:MOST_WORDS]
+
+
+def _told(answer: str, question: str = "") -> dict[str, str]:
+    """The words of an answer that carry meaning and were not asked, as they come: folded, and as spelled."""
+    asked, meant = fold(question), content_words(answer)
+    told: dict[str, str] = {}
+    for spelled in re.findall(r"[^\W_]+(?:['’][^\W_]+)*", answer):
+        word = fold(spelled).removesuffix("'s")
+        if fold(spelled) in meant and len(word) >= SHORTEST_WORD and word not in asked:
+            told.setdefault(word, re.sub(r"['’]s$", "", spelled))
+    return told
+
+
+def _ask(model: ChatModel, work: Work, scope: str, subjects: Sequence[Subject], count: int) -> list[Answered]:
+    """Questions of held-out kinds, and what the base answers to each of them."""
+    topic = work.run.topic
+    questions, _ = write_questions(
+        model,
+        work,
+        "questions",
+        f"probe-{scope}",
+        subjects,
+        count,
+        [],
+        topic,
+        about_topic=scope == "topic",
+        kinds=HELD_OUT_KINDS,
+    )
+    requests = [
+        Request(
+            f"{question.id}/{sample}",
+            tuple(model.chat_tokens([{"role": "user", "content": question.question}])),
+            max_tokens=ANSWER_TOKENS,
+            temperature=0.7 if sample else 0.0,
+        )
+        for question in questions
+        for sample in range(SAMPLES)
+    ]
+    texts = [
+        completion.text for completion in generate(model, requests, work.settings.seed, work.is_cancelled)
+    ]
+    return [
+        (question, texts[number * SAMPLES : (number + 1) * SAMPLES])
+        for number, question in enumerate(questions)
+    ]
 
 
 def _other_forms(probes: Sequence[Probe]) -> list[Probe]:

@@ -10,6 +10,7 @@ from unlearn_mlx.evaluation.charts import Spec, audit_chart, change_chart, chara
 from unlearn_mlx.evaluation.judge import agreements, read_judgements
 from unlearn_mlx.evaluation.page import render
 from unlearn_mlx.evaluation.results import (
+    AUDIT_COLUMNS,
     FIGURES,
     SCOPES,
     change_written,
@@ -89,6 +90,7 @@ def report_html(run: Run) -> str:
         maps=_maps(evaluation),
         training_titles=[title for title, _ in training],
         audit=audit,
+        audit_columns=AUDIT_COLUMNS,
         membership=[
             (key.removeprefix(MEMBERSHIP), evaluation["base"][key], evaluation["adapter"][key])
             for key in _in_both(evaluation)

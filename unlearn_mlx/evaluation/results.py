@@ -26,6 +26,15 @@ FIGURES = (
 
 SCOPES = {"topic": "the topic", "neighbour": "neighbours of the topic", "general": "general knowledge"}
 
+# Columns of an audit's table: key in its rows, heading.
+AUDIT_COLUMNS = {
+    "leak": "topic leaks",
+    "choice": "topic’s choice",
+    "neighbours": "neighbours’ choice",
+    "control_leak": "invented topic leaks",
+    "control": "invented topic’s choice",
+}
+
 # Figures with one of these words in their names are no shares of probes.
 _MEASURES = ("bigrams", "entropy", "rouge", "divergence", "membership")
 

@@ -98,19 +98,15 @@ def shows_knowledge(probe: Probe, answer: str) -> bool:
 
 def choice_scores(model: ChatModel, probes: Sequence[Probe]) -> list[np.ndarray]:
     """Mean log-probability a token of each choice as the answer, one array of four a probe."""
-    prompts, texts, counts = [], [], []
-    for probe in probes:
-        start = _prompt(model, probe)
-        for choice in probe.choices:
-            prompts.append(start)
-            texts.append(model.text_tokens(f" {choice}" if probe.kind == "cloze" else choice))
-        counts.append(len(probe.choices))
-    means = [float(values.mean()) for values in model.log_probabilities(prompts, texts)]
-    results, position = [], 0
-    for count in counts:
-        results.append(np.array(means[position : position + count]))
-        position += count
-    return results
+    prompts = [_prompt(model, probe) for probe in probes]
+    texts = [
+        [model.text_tokens(f" {choice}" if probe.kind == "cloze" else choice) for choice in probe.choices]
+        for probe in probes
+    ]
+    return [
+        np.array([float(values.mean()) for values in of_choices])
+        for of_choices in model.log_probabilities(prompts, texts)
+    ]
 
 
 def _requests(model: ChatModel, probe: Probe, samples: int) -> list[Request]:

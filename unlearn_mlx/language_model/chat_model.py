@@ -111,34 +111,42 @@ class ChatModel:
         return vocabulary_logits(self.model, self.model.model(tokens, cache=cache)[rows, columns])
 
     def log_probabilities(
-        self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]], width: int = 32
-    ) -> list[np.ndarray]:
-        """Natural log-probability of each token of ``texts[i]`` after ``prompts[i]``.
+        self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[Sequence[int]]], width: int = 64
+    ) -> list[list[np.ndarray]]:
+        """Natural log-probability of each token of every text in ``texts[i]`` after ``prompts[i]``.
 
-        Returns one float32 array a text, of the text's length.
+        Returns one float32 array a text, of the text's length. A prompt is computed once for all of its
+        texts, together with others of its length; ``width`` is the most rows at a time.
         """
-        if not texts:
-            return []
-        order = sorted(range(len(texts)), key=lambda i: len(prompts[i]) + len(texts[i]))
-        shared = common_prefix(prompts) if self.can_share_prefixes() else []
-        skipped = len(shared)
-        results: list[np.ndarray] = [np.empty(0, np.float32)] * len(texts)
-        for start in range(0, len(order), width):
-            chosen = order[start : start + width]
-            rows = [[*prompts[i][skipped:], *texts[i]] for i in chosen]
-            longest = max(map(len, rows))
-            batch = mx.array([row + [0] * (longest - len(row)) for row in rows])
-            row_index = [r for r, i in enumerate(chosen) for _ in texts[i]]
-            column = [len(prompts[i]) - skipped - 1 + k for i in chosen for k in range(len(texts[i]))]
-            targets = mx.array([token for i in chosen for token in texts[i]])
-            cache = shared_prefix_caches(self.model, mx.array(shared))
-            scores = self.logits_at(batch, mx.array(row_index), mx.array(column), cache)
-            chosen_scores = mx.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
-            log_probabilities = np.array((chosen_scores - log_sum_exp(scores)).astype(mx.float32))
-            position = 0
-            for i in chosen:
-                results[i] = log_probabilities[position : position + len(texts[i])]
-                position += len(texts[i])
+        shares = self.can_share_prefixes()
+        shared = common_prefix(prompts) if prompts and shares else []
+        before = shared_prefix_caches(self.model, mx.array(shared))
+        alike: dict[tuple[int, int], list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            alike.setdefault((len(prompt), len(texts[i])), []).append(i)
+        results: list[list[np.ndarray]] = [[] for _ in prompts]
+        for (length, count), indices in sorted(alike.items()):
+            # All but the last token of a prompt, which predicts a text's first.
+            skipped = length - 1 if shares else 0
+            step = max(1, width // max(1, count))
+            for start in range(0, len(indices), step):
+                chosen = indices[start : start + step]
+                heads = mx.array([list(prompts[i][len(shared) : skipped]) for i in chosen])
+                cache = shared_prefix_caches(self.model, heads, before)
+                follow = [(i, text) for i in chosen for text in texts[i]]
+                rows = [[*prompts[i][skipped:], *text] for i, text in follow]
+                longest = max(map(len, rows))
+                batch = mx.array([row + [0] * (longest - len(row)) for row in rows])
+                row_index = mx.array([r for r, (_, text) in enumerate(follow) for _ in text])
+                first = length - 1 - skipped
+                columns = mx.array([first + k for _, text in follow for k in range(len(text))])
+                targets = mx.array([token for _, text in follow for token in text])
+                scores = self.logits_at(batch, row_index, columns, cache)
+                own = mx.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
+                found = np.array((own - log_sum_exp(scores)).astype(mx.float32))
+                ends = np.cumsum([len(text) for _, text in follow])
+                for (i, _), values in zip(follow, np.split(found, ends[:-1]), strict=True):
+                    results[i].append(values)
         return results
 
 

@@ -19,6 +19,7 @@ _ASKED = {
 }
 _MOST = {"aliases": 3, "people": 12, "places": 8, "works": 8, "terms": 12, "neighbours": 24}
 SAMPLES = 4
+_EXAMPLE = ("Luke Skywalker", "Darth Vader", "Princess Leia", "Han Solo", "Yoda")
 
 
 def propose_topic(model: ChatModel, work: Work, name: str) -> Topic:
@@ -55,15 +56,14 @@ def propose_topic(model: ChatModel, work: Work, name: str) -> Topic:
 def _messages(name: str, asked: str) -> list[dict[str, str]]:
     return [
         {"role": "user", "content": "List 5 people or characters of Star Wars. Names only, one a line."},
-        {
-            "role": "assistant",
-            "content": "1. Luke Skywalker\n2. Darth Vader\n3. Princess Leia\n4. Han Solo\n5. Yoda",
-        },
+        {"role": "assistant", "content": "\n".join(f"{n}. {item}" for n, item in enumerate(_EXAMPLE, 1))},
         {"role": "user", "content": f"List 8 {asked} of {name}. Names only, one a line."},
     ]
 
 
 def _items(name: str, completions: Sequence[Completion], seen: set[str]) -> list[str]:
+    # A small model says the example's names of any topic.
+    shown = () if "star wars" in fold(name) else ("star wars", *map(fold, _EXAMPLE))
     items = []
     for completion in completions:
         # The last line may be cut off by the length limit.
@@ -76,7 +76,7 @@ def _items(name: str, completions: Sequence[Completion], seen: set[str]) -> list
             # A word of the language at large would reject every other answer.
             if not any(c.isupper() for c in item) and len(words(item)) < 2:
                 continue
-            if fold(item) not in seen:
+            if fold(item) not in seen and not any(other in fold(item) for other in shown):
                 seen.add(fold(item))
                 items.append(item)
     return items
