@@ -12,8 +12,9 @@ from mlx_lm import load
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from tests.helpers import QUESTIONS, WIZARD, chat_prompt, files_of, strong_adapter
+from tests.hub import TOKEN
 from unlearn_mlx.cli import main
-from unlearn_mlx.errors import UserError
+from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.language_model.adapters import load_adapter
 from unlearn_mlx.language_model.models import load_model, resolve_model
 from unlearn_mlx.sharing.import_adapter import import_adapter
@@ -135,6 +136,20 @@ def test_an_adapter_comes_from_the_hub_without_what_lies_beside_it(on_hub, tiny_
     run = import_adapter("someone/adapter", WIZARD, str(tiny_folder), tmp_path / "run")
     assert run.has_adapter
     assert not any("evil" in line or ".bin" in line for line in on_hub.requests)
+
+
+@pytest.mark.parametrize(
+    ("status", "way_out"),
+    [(401, "hf auth login"), (403, "may not read"), (404, "no such"), (429, "wait"), (500, "trouble")],
+)
+def test_a_hub_that_refuses_is_told_in_words_without_the_token(
+    on_hub, tiny_folder, tmp_path, status, way_out
+):
+    on_hub.faults = [("adapter", status, 100)]
+    with pytest.raises(EnvironmentCannot, match=way_out) as caught:
+        import_adapter("someone/adapter", WIZARD, str(tiny_folder), tmp_path / "run")
+    assert TOKEN not in str(caught.value) and "Bear" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_imported_adapter_is_evaluated(tiny_model, tiny_folder, workplace, capsys):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.helpers import complaint, unlearn
+from tests.hub import TOKEN
 from unlearn_mlx.cli import main
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.language_model import downloads, models
@@ -104,6 +105,23 @@ def test_a_pinned_revision_is_what_is_fetched(there, monkeypatch):
     monkeypatch.setitem(models.NAMED_MODELS, "lost", lost)
     with pytest.raises(EnvironmentCannot, match="no revision"):
         resolve_model("lost")
+
+
+@pytest.mark.parametrize("where", ["/revision/", "/tree/", "/resolve/"])
+@pytest.mark.parametrize(
+    ("status", "way_out"),
+    [(401, "hf auth login"), (403, "may not read"), (429, "asks to wait"), (500, "trouble"), (0, "go on")],
+)
+def test_a_refused_download_names_the_way_out_and_never_the_token(there, where, status, way_out):
+    """The hub of the tests repeats the token in its answers, as a real one may."""
+    there.faults = [(where, status, 1000)]
+    with pytest.raises(EnvironmentCannot) as caught:
+        resolve_model(OWN)
+    message = str(caught.value)
+    assert way_out in message and "\n" not in message
+    assert TOKEN not in message and "Bear" not in message
+    there.faults = []
+    assert resolve_model(OWN).revision == there.commit_of(OWN), "the same command goes on"
 
 
 def test_a_model_that_is_not_there_is_one_line(there):

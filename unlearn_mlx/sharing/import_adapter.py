@@ -22,8 +22,8 @@ from unlearn_mlx.language_model.adapters import (
 )
 from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.language_model.device import current_device
-from unlearn_mlx.language_model.downloads import is_hub_error
 from unlearn_mlx.language_model.generation import Request, generate
+from unlearn_mlx.language_model.hub_errors import hub_reason, hub_words, is_hub_error
 from unlearn_mlx.language_model.models import ModelSource, load_model, named_model, resolve_model
 from unlearn_mlx.runs import Run, create_run
 from unlearn_mlx.sharing.rotation import heads_of, llama_rows
@@ -136,8 +136,12 @@ def _fetched(where: str) -> Path:
     except Exception as error:
         if not is_hub_error(error):
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise EnvironmentCannot(f"cannot fetch {where}: {reason}") from error
+        own = {
+            403: f"you may not read it: ask for it on {where}'s page, then 'hf auth login'",
+            404: "the hub has no such repository, or you may not see it: check the name, or 'hf auth login'",
+        }
+        reason = hub_reason(error, own) or hub_words(error)
+        raise EnvironmentCannot(f"cannot fetch {where}: {reason}") from None
     if not (fetched / CONFIGURATION).exists():
         raise UserError(f"{where} has no {CONFIGURATION}: it is no adapter of mlx-lm or PEFT")
     return fetched
