@@ -204,9 +204,16 @@ def _failure(error: Exception, repository: str) -> EnvironmentCannot:
 def _files_to_fetch(repository: str, asked: dict[str, Any]) -> list[Any]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import DryRunError
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # loaded lazily there
+
+    class Silent(tqdm):
+        """Looking is no download: it gets no bar."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "disable": True})
 
     try:
-        files: Any = snapshot_download(repository, dry_run=True, **asked)
+        files: Any = snapshot_download(repository, dry_run=True, tqdm_class=Silent, **asked)
     except DryRunError:
         return []  # what is wrong is told better by the download itself
     return [entry for entry in files if entry.will_download]

@@ -5,7 +5,6 @@ nowhere else, and cut out of every message.
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.files import read_json, read_rows, write_json
 from unlearn_mlx.language_model.adapters import CONFIGURATION, WEIGHTS
 from unlearn_mlx.language_model.hub_errors import hub_reason, hub_words, is_hub_error
+from unlearn_mlx.language_model.models import HUB_ID
 from unlearn_mlx.runs import Run
 from unlearn_mlx.sharing.model_card import model_card, public_name
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 RECORD = "push.json"  # which repositories this run made, so that an interrupted push goes on
 
 # Where a run's files go in the repository. Journals, logs and checkpoints stay at home.
