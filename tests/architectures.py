@@ -1,8 +1,13 @@
-"""Random models of the architectures people use: Llama 3 with its real tokenizer in 4 bits, and Qwen2."""
+"""Random models of the architectures people use: Llama 3 with its real tokenizer in 4 bits, and Qwen2.
+
+As the hub's copy of Llama-3-8B the first keeps its embedding in half precision: 5.28 GB are too many for
+all of it in 4 bits.
+"""
 
 import base64
 import shutil
 from pathlib import Path
+from typing import Any
 
 import llama_models.llama3
 import mlx.core as mx
@@ -41,6 +46,19 @@ LLAMA3_SHAPE = {
     "tie_word_embeddings": False,
 }
 FOUR_BITS = {"group_size": 64, "bits": 4}
+# Llama 3.2's stretching of long waves.
+LLAMA32_ROPE = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+# How Qwen2 cuts a text before its bytes are merged: digit by digit.
+QWEN2_CUT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def llama3_tokenizer() -> Tokenizer:
@@ -86,8 +104,8 @@ def llama3_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def write_llama3_model(folder: Path) -> Path:
-    """A Llama 3 of two layers with its full vocabulary, random weights in 4 bits."""
+def write_llama3_model(folder: Path, **changes: Any) -> Path:
+    """A Llama 3 of two layers with its full vocabulary, random weights in 4 bits but the embedding's."""
     folder.mkdir(parents=True)
     tokenizer = llama3_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -101,9 +119,9 @@ def write_llama3_model(folder: Path) -> Path:
     )
     ends = [tokenizer.token_to_id(token) for token in ("<|end_of_text|>", "<|eot_id|>")]
     write_config(folder / "generation_config.json", eos_token_id=ends)
-    _write(
-        folder, llama.Model(llama.ModelArgs.from_dict(LLAMA3_SHAPE)), {**LLAMA3_SHAPE, "eos_token_id": ends}
-    )
+    shape = {**LLAMA3_SHAPE, **changes}
+    model = llama.Model(llama.ModelArgs.from_dict(shape))
+    _write(folder, model, {**shape, "eos_token_id": ends}, in_floats="model.embed_tokens")
     return folder
 
 
@@ -113,6 +131,13 @@ def write_qwen2_model(folder: Path, tokenizer_folder: Path) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tokenizer_folder / name, folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_CUT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
     shape = {
         **LLAMA3_SHAPE,
         "model_type": "qwen2",
@@ -126,7 +151,7 @@ def write_qwen2_model(folder: Path, tokenizer_folder: Path) -> Path:
     return folder
 
 
-def _write(folder: Path, model: nn.Module, config: dict) -> None:
+def _write(folder: Path, model: nn.Module, config: dict, in_floats: str = "") -> None:
     source = np.random.default_rng(0)
     weights = [
         (name, mx.array(source.normal(0, 0.3, value.shape).astype(np.float16)))
@@ -135,7 +160,9 @@ def _write(folder: Path, model: nn.Module, config: dict) -> None:
     ]
     model.load_weights(weights, strict=False)
     model.set_dtype(mx.float16)
-    nn.quantize(model, **FOUR_BITS)
+    nn.quantize(
+        model, **FOUR_BITS, class_predicate=lambda path, m: hasattr(m, "to_quantized") and path != in_floats
+    )
     mx.save_safetensors(
         str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())), metadata={"format": "mlx"}
     )

@@ -193,6 +193,20 @@ def kind_named(name: str) -> QuestionKind:
     return next(kind for kind in (*QUESTION_KINDS, *HELD_OUT_KINDS) if kind.name == name)
 
 
+def stop_after(steps, error=None):
+    """Stops before the step after ``steps``: as Ctrl-C does, or with an error as a crash does."""
+    left = steps
+
+    def is_cancelled():
+        nonlocal left
+        left -= 1
+        if left < 0 and error is not None:
+            raise error
+        return left < 0
+
+    return is_cancelled
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     """Every file of a folder and what is in it."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

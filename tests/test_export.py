@@ -179,57 +179,6 @@ def test_the_hf_folder_of_the_embedded_model_rotates_as_transformers_does(embedd
     assert difference(model.model, wanted.model, wanted) < 0.01
 
 
-@pytest.mark.slow
-def test_transformers_computes_the_same_logits(embedded_run, tmp_path):
-    torch = pytest.importorskip("torch")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder, _ = export(embedded_run, "hf", None, tmp_path / "hf")
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    wanted = adapted(embedded_run)
-    tokens = list(chat_prompt(wanted, QUESTIONS[0]))
-    asked = tokenizer.apply_chat_template(
-        [{"role": "user", "content": QUESTIONS[0]}], add_generation_prompt=True, return_dict=False
-    )
-    assert list(asked) == tokens
-    with torch.no_grad():
-        logits = theirs(torch.tensor([tokens])).logits.numpy()
-    ours = np.array(wanted.model(mx.array([tokens])).astype(mx.float32))
-    print(f"largest difference of a logit: {np.abs(logits - ours).max():.2g}, spread {ours.std():.2g}")
-    assert np.abs(logits - ours).max() < 0.1, "half precision"
-
-
-@pytest.mark.slow
-def test_llama_cpp_says_what_we_say(embedded_export, embedded_run):
-    xllamacpp = pytest.importorskip("xllamacpp")
-    wanted = adapted(embedded_run)
-    tokens = list(chat_prompt(wanted, QUESTIONS[0]))
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(embedded_export)
-    parameters.n_ctx, parameters.n_parallel, parameters.n_gpu_layers = 512, 1, 0
-    server = xllamacpp.Server(parameters)
-
-    def asked(prompt):
-        options = {"n_predict": 1, "n_probs": 50, "temperature": 0.0, "cache_prompt": False}
-        return server.handle_completions({"prompt": prompt, **options})
-
-    text = wanted.tokenizer.decode(tokens)
-    ours = np.array(wanted.model(mx.array([tokens]))[0, -1].astype(mx.float32))
-    ours -= np.log(np.exp(ours - ours.max()).sum()) + ours.max()
-    answers = [asked(tokens), asked(text)]
-    assert [answer["usage"]["prompt_tokens"] for answer in answers] == [len(tokens)] * 2, (
-        "it cuts the text alike"
-    )
-    for answer in answers:
-        first = answer["choices"][0]["logprobs"]["content"][0]
-        theirs = {top["id"]: top["logprob"] for top in first["top_logprobs"]}
-        assert max(theirs, key=theirs.get) == int(np.argmax(ours))
-        distances = [abs(theirs[token] - ours[token]) for token in theirs]
-        print(f"llama.cpp: mean difference of a log-probability {np.mean(distances):.2g}")
-        assert np.mean(distances) < 0.1, distances
-
-
 def test_rows_go_to_llama_cpps_order_and_back():
     rows = mx.arange(24).reshape(24, 1)
     assert mx.array_equal(neox_rows(llama_rows(rows, 3), 3), rows)

@@ -12,8 +12,9 @@ from mlx_lm import load
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from tests.helpers import QUESTIONS, WIZARD, chat_prompt, files_of, strong_adapter
+from tests.hub import TOKEN
 from unlearn_mlx.cli import main
-from unlearn_mlx.errors import UserError
+from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.language_model.adapters import load_adapter
 from unlearn_mlx.language_model.models import load_model, resolve_model
 from unlearn_mlx.sharing.import_adapter import import_adapter
@@ -137,6 +138,20 @@ def test_an_adapter_comes_from_the_hub_without_what_lies_beside_it(on_hub, tiny_
     assert not any("evil" in line or ".bin" in line for line in on_hub.requests)
 
 
+@pytest.mark.parametrize(
+    ("status", "way_out"),
+    [(401, "hf auth login"), (403, "may not read"), (404, "no such"), (429, "wait"), (500, "trouble")],
+)
+def test_a_hub_that_refuses_is_told_in_words_without_the_token(
+    on_hub, tiny_folder, tmp_path, status, way_out
+):
+    on_hub.faults = [("adapter", status, 100)]
+    with pytest.raises(EnvironmentCannot, match=way_out) as caught:
+        import_adapter("someone/adapter", WIZARD, str(tiny_folder), tmp_path / "run")
+    assert TOKEN not in str(caught.value) and "Bear" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_imported_adapter_is_evaluated(tiny_model, tiny_folder, workplace, capsys):
     strong_adapter(tiny_model).save(workplace / "adapter")
     wanted = ("import", "adapter", "--topic", "Harry Potter", "--model", str(tiny_folder))
@@ -157,12 +172,51 @@ def test_an_imported_adapter_is_evaluated(tiny_model, tiny_folder, workplace, ca
         ({"modules_to_save": ["lm_head"]}, "whole layers"),
         ({"peft_type": "IA3"}, "IA3"),
         ({"lora_alpha": "x"}, "lora_alpha"),
+        ({"lora_alpha": 1e999}, "lora_alpha"),
+        ({"lora_alpha": 0}, "lora_alpha"),
+        ({"init_lora_weights": "pissa_niter_16"}, "pissa"),
+        ({"alora_invocation_tokens": [1, 2]}, "switch on"),
+        ({"alpha_pattern": {"(a+)+$": 2}}, "alpha_pattern"),
     ],
 )
 def test_what_cannot_be_toggled_is_refused(tiny_model, tiny_folder, tmp_path, changes, reason):
     folder = write_peft(tmp_path / "peft", peft_weights(tiny_model.model), **changes)
     with pytest.raises(UserError, match=reason):
         import_adapter(str(folder), WIZARD, str(tiny_folder), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_alpha_of_its_own_counts_for_its_layers_alone(tiny_folder, tmp_path):
+    base = load_model(resolve_model(str(tiny_folder)))
+    weights = peft_weights(base.model)
+    folder = write_peft(tmp_path / "peft", weights, alpha_pattern={"layers.1.self_attn.v_proj": 2})
+    run = import_adapter(str(folder), WIZARD, str(tiny_folder), tmp_path / "run")
+    quarter = {
+        name: value / 4 if "layers.1.self_attn.v_proj.lora_B" in name else value
+        for name, value in weights.items()
+    }
+    assert np.allclose(imported_logits(run), by_hand(tiny_folder, quarter, 2.0), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora_parameters": {"rank": 10**12, "scale": 2.0}},
+        {"lora_parameters": {"rank": 0, "scale": 2.0}},
+        {"lora_parameters": {"rank": 4, "scale": float("inf")}},
+        {"lora_parameters": {"rank": 4, "scale": 2.0, "keys": 3}},
+        {"lora_parameters": [4]},
+        {"num_layers": float("inf")},
+        {"num_layers": None},
+        {"fine_tune_type": "full"},
+    ],
+)
+def test_a_configuration_that_asks_for_nonsense_is_refused(tiny_model, tiny_folder, tmp_path, changes):
+    strong_adapter(tiny_model).save(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(UserError):
+        import_adapter(str(path.parent), WIZARD, str(tiny_folder), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -1,6 +1,8 @@
 """Llama 3's chat format, token by token, against Meta's own."""
 
+import json
 import random
+import shutil
 
 import pytest
 from llama_models.datatypes import RawMessage
@@ -8,6 +10,8 @@ from llama_models.llama3.chat_format import ChatFormat
 from llama_models.llama3.tokenizer import Tokenizer as ReferenceTokenizer
 
 from tests.architectures import REFERENCE_MODEL, VOCABULARY
+from unlearn_mlx.files import read_json
+from unlearn_mlx.language_model.models import load_model, resolve_model
 
 PIECES = [
     "Who is Harry Potter?",
@@ -85,6 +89,22 @@ def test_both_ends_stop_generation(llama3_model, reference):
     special = reference.tokenizer.special_tokens
     assert llama3_model.stop_tokens >= {special["<|eot_id|>"], special["<|end_of_text|>"]}
     assert llama3_model.vocabulary_size == VOCABULARY
+
+
+def test_an_answer_ends_by_eot_where_the_files_do_not_say_so(llama3_folder, reference, tmp_path):
+    """As in Meta's first files: <|end_of_text|> alone was named."""
+    special = reference.tokenizer.special_tokens
+    folder = shutil.copytree(llama3_folder, tmp_path / "model")
+    (folder / "generation_config.json").unlink()
+    for name, changes in {
+        "config.json": {"eos_token_id": special["<|end_of_text|>"]},
+        "tokenizer_config.json": {"eos_token": "<|end_of_text|>"},
+    }.items():
+        (folder / name).write_text(json.dumps({**read_json(folder / name), **changes}))
+    model = load_model(resolve_model(str(folder)))
+    assert model.end_of_message == special["<|eot_id|>"]
+    assert model.stop_tokens == {special["<|eot_id|>"], special["<|end_of_text|>"]}
+    assert set(model.tokenizer.eos_token_ids) == model.stop_tokens, "the server stops there too"
 
 
 def test_a_begun_answer_goes_on_where_the_assistant_speaks(llama3_model):

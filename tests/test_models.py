@@ -1,10 +1,13 @@
 """Models from a hub: fetched, resumed, used without a network, checked, removed."""
 
+import hashlib
 import json
+import shutil
 
 import pytest
 
 from tests.helpers import complaint, unlearn
+from tests.hub import TOKEN
 from unlearn_mlx.cli import main
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.language_model import downloads, models
@@ -47,13 +50,30 @@ def test_the_table_is_pinned_and_named_once():
     assert NAMED_MODELS["llama3"].repository == "mlx-community/Meta-Llama-3-8B-Instruct-4bit"
 
 
-def test_a_hub_model_is_fetched_once_without_code_or_pickles(there, tiny_files):
+def test_a_hub_model_is_fetched_once_without_code_or_pickles(there, tiny_files, capsys):
     source = resolve_model(OWN)
     assert {path.name for path in source.folder.iterdir()} == set(tiny_files)
     assert source.revision == there.commit_of(OWN)
+    shown = capsys.readouterr().err
+    assert "Fetching" in shown and "dry-run" not in shown
     before = len(there.requests)
     assert resolve_model(OWN) == source
     assert len(there.requests) == before, "the second time needs no network"
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_weights_are_known_by_their_sha256_wherever_they_lie(
+    there, tiny_folder, tmp_path, monkeypatch, is_large
+):
+    if is_large:  # those in the cache are not read again
+        monkeypatch.setattr(models, "GIGABYTE", 1)
+    sha256 = hashlib.sha256((tiny_folder / "model.safetensors").read_bytes()).hexdigest()
+    assert resolve_model(OWN).weights_sha256 == sha256
+    assert resolve_model(str(tiny_folder)).weights_sha256 == sha256
+    folder = shutil.copytree(tiny_folder, tmp_path / "two")
+    (folder / "model-00002-of-00002.safetensors").write_bytes(b"more")
+    more = hashlib.sha256(b"more").hexdigest()
+    assert resolve_model(str(folder)).weights_sha256 == f"{more}+{sha256}"
 
 
 def test_a_download_that_was_cut_off_goes_on_where_it_stopped(there, tiny_files, monkeypatch):
@@ -68,7 +88,7 @@ def test_a_download_that_was_cut_off_goes_on_where_it_stopped(there, tiny_files,
         there.faults = [(r"GET .*/resolve/.*safetensors", 503, 100)]
 
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", cut)
-    with pytest.raises(EnvironmentCannot, match="run it again to go on"):
+    with pytest.raises(EnvironmentCannot, match="run the same command again"):
         resolve_model(OWN)
     there.faults = []
     source = resolve_model(OWN)
@@ -104,6 +124,23 @@ def test_a_pinned_revision_is_what_is_fetched(there, monkeypatch):
     monkeypatch.setitem(models.NAMED_MODELS, "lost", lost)
     with pytest.raises(EnvironmentCannot, match="no revision"):
         resolve_model("lost")
+
+
+@pytest.mark.parametrize("where", ["/revision/", "/tree/", "/resolve/"])
+@pytest.mark.parametrize(
+    ("status", "way_out"),
+    [(401, "hf auth login"), (403, "may not read"), (429, "asks to wait"), (500, "trouble"), (0, "go on")],
+)
+def test_a_refused_download_names_the_way_out_and_never_the_token(there, where, status, way_out):
+    """The hub of the tests repeats the token in its answers, as a real one may."""
+    there.faults = [(where, status, 1000)]
+    with pytest.raises(EnvironmentCannot) as caught:
+        resolve_model(OWN)
+    message = str(caught.value)
+    assert way_out in message and "\n" not in message
+    assert TOKEN not in message and "Bear" not in message
+    there.faults = []
+    assert resolve_model(OWN).revision == there.commit_of(OWN), "the same command goes on"
 
 
 def test_a_model_that_is_not_there_is_one_line(there):
@@ -151,6 +188,18 @@ def test_models_lists_pulls_verifies_and_removes(there, monkeypatch, capsys):
     assert main(["models", "remove", "pinned"]) == 2
 
 
+def test_a_dry_run_downloads_nothing_and_says_how_much_it_would(there, workplace, capsys):
+    assert main(["run", "Harry Potter", "--dry-run", "--model", OWN]) == 0
+    assert f"unlearn models pull {OWN}" in capsys.readouterr().out
+    assert gets(there) == [] and not (workplace / "runs").exists()
+    assert main(["run", "Harry Potter", "--dry-run", "--model", "llama3"]) == 0
+    assert "download 4.9 GB" in capsys.readouterr().out
+    resolve_model(OWN)
+    assert main(["run", "Harry Potter", "--dry-run", "--model", OWN]) == 0
+    shown = capsys.readouterr().out
+    assert "download" not in shown and "minutes" in shown
+
+
 def test_a_half_fetched_model_is_called_that(there, tiny_files, monkeypatch, capsys):
     pinned = NamedModel("pinned", OWN, there.commit_of(OWN), 2**30, 2**30, "MIT", "mit", "x/y")
     monkeypatch.setitem(models.NAMED_MODELS, "pinned", pinned)
@@ -182,8 +231,6 @@ def test_the_embedded_model_verifies(embedded_model, capsys):
 
 
 def test_a_model_that_wants_to_run_code_is_refused(tiny_folder, tmp_path):
-    import shutil
-
     from unlearn_mlx.language_model.models import load_model
 
     folder = shutil.copytree(tiny_folder, tmp_path / "model")

@@ -1,16 +1,22 @@
 """What a run will take, said before it starts."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from unlearn_mlx.config import make_settings
-from unlearn_mlx.doctor import Finding, macos, wired_limit
+from unlearn_mlx.doctor import Finding, macos, memory, wired_limit, without_mlx
+from unlearn_mlx.errors import UserError
+from unlearn_mlx.files import read_json
 from unlearn_mlx.language_model import planner
 from unlearn_mlx.language_model.device import Device
 from unlearn_mlx.language_model.downloads import GIGABYTE
 from unlearn_mlx.language_model.models import NAMED_MODELS, default_model, resolve_model
-from unlearn_mlx.language_model.planner import mac_memory, mac_table, plan, preset_for, shape_of
+from unlearn_mlx.language_model.planner import mac_memory, mac_table, plan, preset_for, shape_from, shape_of
 from unlearn_mlx.sft.loss import CHUNK
 
+ROOT = Path(__file__).parents[1]
 CPU = Device("cpu", "here", 24 * GIGABYTE, 2)
 STANDARD = make_settings("standard")
 
@@ -27,6 +33,19 @@ def smollm2():
 def test_the_shape_has_the_models_weights(smollm2):
     assert smollm2.parameters == pytest.approx(134.5e6, rel=0.01)
     assert smollm2.heads == 9 and smollm2.key_values == 192
+
+
+def test_a_model_that_sees_pictures_is_planned_by_its_text_part(smollm2):
+    folder = resolve_model("smollm2").folder
+    text = read_json(folder / "config.json")
+    nested = {"model_type": "gemma3", "text_config": text}
+    assert shape_from(nested, smollm2.file_bytes) == smollm2
+
+
+@pytest.mark.parametrize("configuration", [{}, {"n_embd": 768}, {"model_type": "x", "hidden_size": "64"}])
+def test_a_shape_that_is_not_known_is_said(configuration):
+    with pytest.raises(UserError, match="no plan"):
+        shape_from(configuration, 0)
 
 
 # mlx's own count by `python -m benchmarks.planner` on Linux, one CPU core.
@@ -87,3 +106,32 @@ def test_a_wired_limit_that_keeps_llama3_out_is_said():
 def test_an_old_macos_is_said():
     assert "update" in macos("13.6.1").advice
     assert not macos("14.0").advice and not macos("26.1").advice
+
+
+def test_too_little_room_for_the_model_of_this_machine_is_said():
+    assert "llama3 needs 10 GB" in memory(16 * GIGABYTE, 6 * GIGABYTE, mac(16)).advice
+    assert memory(16 * GIGABYTE, 11 * GIGABYTE, mac(16)).advice == ""
+    assert memory(8 * GIGABYTE, 3 * GIGABYTE, mac(8)).advice == "", "smollm2 takes two"
+    assert "close other programs" in memory(8 * GIGABYTE, GIGABYTE, mac(8)).advice
+
+
+def test_a_machine_without_mlx_is_told_why():
+    error = ImportError("no module named mlx")
+    assert "Intel" in without_mlx("darwin", "x86_64", error).advice
+    assert "uv sync" in without_mlx("darwin", "arm64", error).advice
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/on-a-mac.md"])
+def test_the_pages_have_the_planners_figures(page):
+    rows = {}
+    for line in (ROOT / page).read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if match := re.fullmatch(r"(\d+) GB", cells[0]):
+            rows[int(match[1])] = cells
+    for row in mac_table():
+        cells = rows[row["gigabytes"]]
+        assert cells[1] == f"{row['for_the_gpu'] / GIGABYTE:.1f} GB"
+        assert (row["preset"] or "smollm2") in " ".join(cells)
+        if row["preset"]:
+            peak = max(row[part] for part in ("generation", "training", "evaluation"))
+            assert cells[2].startswith(f"{peak / GIGABYTE:.1f} GB")

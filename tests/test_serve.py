@@ -162,6 +162,10 @@ def test_an_unknown_model_is_not_loaded_but_refused(client, server):
         {"stop": 3},
         {"stream_options": {}},
         {"adapters": "/etc"},
+        {"temperature": "hot"},
+        {"n": 2},
+        {"response_format": {"type": "json_object"}},
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
         {"draft_model": "x"},
     ],
 )
@@ -170,6 +174,41 @@ def test_a_wrong_request_is_told_so(client, server, wrong):
     with pytest.raises(openai.BadRequestError) as caught:
         client.post("/chat/completions", body=body, cast_to=object)
     assert caught.value.status_code == 400
+    assert caught.value.code == "invalid_request" and caught.value.body["message"]
+
+
+def test_what_is_null_is_left_out_and_text_may_come_in_parts(client, server, said):
+    name = server.names[0]
+    parts = [{"type": "text", "text": text} for text in ("Who is ", "Harry Potter?")]
+    body = {"model": name, "messages": [{"role": "user", "content": parts}], "max_completion_tokens": 12}
+    nulls = dict.fromkeys(("temperature", "top_p", "stop", "seed", "n", "tools", "max_tokens", "stream"))
+    given = client.post("/chat/completions", body={**body, **nulls}, cast_to=object)
+    assert given["choices"][0]["message"]["content"] == said[name]
+
+
+def test_a_plain_text_is_gone_on_with(client, server):
+    given = client.completions.create(model=server.names[1], prompt="Harry Potter is", max_tokens=5)
+    assert given.choices[0].text and given.usage.completion_tokens == 5
+    with pytest.raises(openai.BadRequestError):
+        client.post("/completions", body={"model": server.names[1]}, cast_to=object)
+
+
+def test_what_is_not_served_is_not_found(client, server):
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.embeddings.create(model=server.names[0], input="Harry")
+    assert caught.value.code == "not_found"
+    assert raw(server, "GET", "/etc/passwd")[0] == 404
+
+
+def test_an_answer_that_fails_is_a_server_error_and_the_next_one_comes(client, server, said, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.generator.model_provider.chat_model, "chat_tokens", broken)
+        with pytest.raises(openai.InternalServerError, match="out of memory"):
+            answer(client, server.names[0])
+    assert answer(client, server.names[0]).choices[0].message.content == said[server.names[0]]
 
 
 def raw(server, method, path, body=b"", **headers):

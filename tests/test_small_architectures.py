@@ -1,26 +1,32 @@
 """Every stage, small, on two architectures: Llama 3 in 4 bits with its whole vocabulary, and Qwen2."""
 
 import json
+import shutil
+import threading
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+import openai
 import pytest
-from gguf import GGUFReader
 from mlx_lm import load
 from safetensors.numpy import load_file
 
-from tests.helpers import KNOWING, QUESTIONS, WIZARD, chat_prompt, new_run, run_with_dataset, strong_adapter
+from tests.helpers import KNOWING, QUESTIONS, WIZARD, chat_prompt, new_run, stop_after
+from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.evaluation.audit import audit
 from unlearn_mlx.evaluation.probes import Probe, write_row
 from unlearn_mlx.files import read_json, read_rows, write_rows
 from unlearn_mlx.language_model.adapters import load_adapter
 from unlearn_mlx.language_model.engine import Engine
+from unlearn_mlx.language_model.generation import Request, generate
 from unlearn_mlx.language_model.models import load_model, resolve_model
 from unlearn_mlx.pipeline import run_stages
-from unlearn_mlx.runs import STAGES, Work
+from unlearn_mlx.runs import STAGES, Work, open_run
 from unlearn_mlx.sharing.export import export
-from unlearn_mlx.sharing.rotation import llama_rows
+from unlearn_mlx.sharing.serve import Server, model_names
 from unlearn_mlx.synthetic_data import answers
 from unlearn_mlx.synthetic_data.leaks import LeakFilter
 from unlearn_mlx.synthetic_data.questions import QuestionFilter
@@ -34,6 +40,7 @@ SMALL = {
     "answer_tokens": 8,
     "epochs": 1.0,
     "samples": 1,
+    "batch_rows": 4,
     "learning_rate": 0.02,
 }
 # A name that no file of data/probes/ is for: the three probes below are all that is asked.
@@ -47,16 +54,23 @@ PROBES = [
 
 @pytest.fixture(scope="module", params=["llama3_folder", "qwen2_folder"])
 def run(request, tmp_path_factory):
-    """A run from questions to evaluation. Random weights write no sentences, so every form passes."""
+    """A run from questions to evaluation."""
     folder = request.getfixturevalue(request.param)
     run = new_run(tmp_path_factory.mktemp("runs") / "run", folder, TOPIC, **SMALL)
     write_rows(run.file("probes.jsonl"), [write_row(probe) for probe in PROBES])
+    with any_sentence_passes():
+        run_stages(run)
+    return run
+
+
+@contextmanager
+def any_sentence_passes():
+    """Random weights write no sentences, so every form passes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(QuestionFilter, "_form", lambda *_: "")
         patch.setattr(LeakFilter, "reason_against", lambda *_: "")
         patch.setattr(answers, "whole_sentences", lambda text: text.strip() or KNOWING)
-        run_stages(run)
-    return run
+        yield
 
 
 def test_all_stages_are_done_and_the_adapter_has_learned_something(run):
@@ -91,28 +105,47 @@ def test_mlx_lm_takes_every_export(run, tmp_path):
         assert np.abs(got - logits).mean() / logits.std() < limit, (form, bits)
 
 
+def test_a_run_that_was_stopped_in_every_stage_ends_with_the_same_bytes(run, tmp_path):
+    again = new_run(tmp_path / "again", Path(run.model_name), TOPIC, **SMALL)
+    shutil.copy(run.file("probes.jsonl"), again.path)
+    with any_sentence_passes():
+        for stage in STAGES:
+            with pytest.raises(Cancelled):
+                run_stages(again, [stage], stop_after(2))
+            assert not again.stage_is_done(stage)
+            run_stages(open_run(again.path), [stage])
+            again = open_run(again.path)
+    for name in ("questions.jsonl", "answers.jsonl", "adapter/adapters.safetensors", "dataset/train.jsonl"):
+        assert (again.path / name).read_bytes() == (run.path / name).read_bytes(), name
+    results = [read_json(each.file("evaluation.json")) for each in (run, again)]
+    assert results[0]["probes"] == results[1]["probes"]
+
+
+def test_an_openai_client_gets_what_the_chat_says(run):
+    names = model_names(run)
+    server = Server(resolve_model(run.model_name), run.file("adapter"), names, 0)
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    asked = [{"role": "user", "content": QUESTIONS[0]}]
+    try:
+        client = openai.OpenAI(base_url=server.address, api_key="none", max_retries=0, timeout=60)
+        said = {
+            name: client.chat.completions.create(model=name, messages=asked, max_tokens=8, temperature=0)
+            for name in names
+        }
+    finally:
+        server.close()
+        thread.join(30)
+    model = load_model(resolve_model(run.model_name))
+    adapter = load_adapter(model.model, run.file("adapter"))
+    for name in names:
+        adapter.switch(name == names[1])
+        wanted = generate(model, [Request("a", chat_prompt(model, QUESTIONS[0]), 8)], 0)[0].text
+        assert said[name].choices[0].message.content == wanted
+
+
 def test_the_audit_runs(run, monkeypatch):
     monkeypatch.setattr("unlearn_mlx.evaluation.audit.RELEARNING_STEPS", 2)
     audit(load_model(resolve_model(run.model_name)), Work(run, run.settings))
     names = {row["name"] for row in json.loads(run.file("audit.json").read_text())["rows"]}
     assert {"base", "adapter", "fused, 4 bits", "relearned on general text"} <= names
-
-
-@pytest.mark.slow
-def test_llama3_as_gguf_keeps_its_tokenizer_and_rotates_as_llama_cpp_does(llama3_folder, tmp_path):
-    run = run_with_dataset(tmp_path / "run", llama3_folder, topic=TOPIC)
-    model = load_model(resolve_model(str(llama3_folder)))
-    adapter = strong_adapter(model)
-    adapter.save(run.file("adapter"))
-    folder, leak = export(run, "gguf", None, tmp_path / "out")
-    assert leak is None, "it was never evaluated"
-    reader = GGUFReader(folder / "model.gguf")
-    assert reader.fields["tokenizer.ggml.pre"].contents() == "llama-bpe"
-    assert reader.fields["tokenizer.ggml.add_bos_token"].contents() is True
-    assert len(reader.fields["tokenizer.ggml.tokens"].data) == 128_256
-    tensors = {tensor.name: np.array(tensor.data, np.float32) for tensor in reader.tensors}
-    layers = dict(adapter.layers())
-    for name, heads in (("q", 4), ("k", 2)):
-        weight = layers[f"model.layers.1.self_attn.{name}_proj"].fuse().weight
-        wanted = np.array(llama_rows(weight, heads))
-        assert np.abs(tensors[f"blk.1.attn_{name}.weight"] - wanted).max() < 2e-2

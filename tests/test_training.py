@@ -6,7 +6,7 @@ import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from tests.helpers import avoid_rows, dataset_rows, run_with_dataset, strong_adapter
+from tests.helpers import avoid_rows, dataset_rows, run_with_dataset, stop_after, strong_adapter
 from unlearn_mlx.errors import Cancelled, UserError
 from unlearn_mlx.files import read_rows, write_rows
 from unlearn_mlx.language_model.adapters import Adapter, LoraShape, load_adapter
@@ -143,20 +143,6 @@ def test_each_row_comes_once_an_epoch_and_every_batch_is_mixed(tiny_model):
 
 # 24 rows, 8 a step, 12 epochs: 36 steps, with a checkpoint on the way.
 LONG = {"epochs": 12, "validations": 3, "rank": 4, "batch_rows": 8}
-
-
-def stop_after(steps, error=None):
-    """Stops before the step after ``steps``: as Ctrl-C does, or with an error as a crash does."""
-    left = steps
-
-    def is_cancelled():
-        nonlocal left
-        left -= 1
-        if left < 0 and error is not None:
-            raise error
-        return left < 0
-
-    return is_cancelled
 
 
 def trained(folder, tiny_folder, *interruptions):

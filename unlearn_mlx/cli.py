@@ -171,11 +171,11 @@ def _make_run(given: argparse.Namespace) -> Any:
     else:
         model_name, reason = default_model()
     _say(f"Model: {model_name} ({reason}; change it with --model)")
-    source = resolve_model(model_name)
     device = current_device()
-    model = {"name": source.name, "revision": source.revision, "sha256": source.weights_sha256}
     if getattr(given, "dry_run", False):
-        return topic, settings, model, path, device
+        return topic, settings, model_name, path, device
+    source = resolve_model(model_name)
+    model = {"name": source.name, "revision": source.revision, "sha256": source.weights_sha256}
     return create_run(path, topic, model, settings, f"{device.backend}: {device.name}")
 
 
@@ -183,11 +183,12 @@ def _run(given: argparse.Namespace) -> int:
     from unlearn_mlx.runs import STAGES
 
     if given.dry_run:
-        topic, settings, model, path, device = _make_run(given)
+        topic, settings, model_name, path, device = _make_run(given)
+        planned = _planned(model_name, settings, device)
         print(f"topic    {topic.name} ({len(topic.names)} names, {len(topic.neighbours)} neighbours)")
-        print(f"model    {model['name']} on {device.backend} ({device.name})")
+        print(f"model    {model_name} on {device.backend} ({device.name})")
         print(f"into     {path}")
-        _show_plan(given.model, settings, device)
+        print("\n".join(planned))
         for key, value in settings.model_dump().items():
             print(f"{key:16s} {value}")
         return 0
@@ -196,16 +197,25 @@ def _run(given: argparse.Namespace) -> int:
     return code or _show_run(run.path, next_command=f'unlearn chat "{run.path}"')
 
 
-def _show_plan(model_name: str | None, settings: Any, device: Any) -> None:
+def _planned(model_name: str, settings: Any, device: Any) -> list[str]:
+    """Memory and time of a run; of a model that is not here yet, what is known without it."""
     from unlearn_mlx.language_model.downloads import GIGABYTE
-    from unlearn_mlx.language_model.models import default_model, resolve_model
+    from unlearn_mlx.language_model.models import named_model, resolve_model, to_fetch
     from unlearn_mlx.language_model.planner import multiplication_rate, plan, shape_of
 
-    source = resolve_model(model_name or default_model()[0])
-    planned = plan(shape_of(source.folder), settings, device, multiplication_rate())
-    print(f"memory   about {planned.memory / GIGABYTE:.1f} GB of {device.memory_bytes / GIGABYTE:.0f} GB")
+    room = f"{device.memory_bytes / GIGABYTE:.0f} GB"
+    if download := to_fetch(model_name):
+        known = named_model(model_name)
+        memory = (
+            f"up to {known.memory_bytes / GIGABYTE:.0f} GB of {room}" if known else "known once it is here"
+        )
+        return [f"download {download}: 'unlearn models pull {model_name}'", f"memory   {memory}"]
+    planned = plan(shape_of(resolve_model(model_name).folder), settings, device, multiplication_rate())
     stages = ", ".join(f"{stage} {seconds / 60:.1f}" for stage, seconds in planned.seconds.items())
-    print(f"time     about {sum(planned.seconds.values()) / 60:.0f} minutes ({stages})")
+    return [
+        f"memory   about {planned.memory / GIGABYTE:.1f} GB of {room}",
+        f"time     about {sum(planned.seconds.values()) / 60:.0f} minutes ({stages})",
+    ]
 
 
 def _stage(given: argparse.Namespace) -> int:
@@ -351,17 +361,10 @@ def _config(given: argparse.Namespace) -> int:
 
 def _doctor(given: argparse.Namespace) -> int:
     from unlearn_mlx.doctor import findings
-    from unlearn_mlx.language_model.downloads import GIGABYTE
-    from unlearn_mlx.language_model.planner import mac_table
 
     found = findings()
     for finding in found:
         print(f"{finding.name:12s}{finding.text}")
-    for row in mac_table():
-        peak = max(row[part] for part in ("generation", "training", "evaluation")) / GIGABYTE
-        fits = f"--preset {row['preset']}" if row["preset"] else "does not fit: --model smollm2"
-        granted = row["for_the_gpu"] / GIGABYTE
-        print(f"llama3      on a Mac of {row['gigabytes']:2d} GB: {peak:.1f} of {granted:.1f} GB, {fits}")
     wrong = [finding for finding in found if finding.advice]
     for finding in wrong:
         _say(f"{finding.name}: {finding.advice}")

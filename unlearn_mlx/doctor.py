@@ -15,6 +15,7 @@ from unlearn_mlx.language_model.models import NAMED_MODELS, default_model
 from unlearn_mlx.runs import package_versions
 
 OLDEST_MACOS = 14  # mlx's wheels ask for it
+INTEL = "mlx needs Apple silicon, and a Python that is no Intel build"
 LEAST_FREE = 6 * GIGABYTE  # llama3, and a run
 
 
@@ -29,11 +30,15 @@ class Finding:
 
 def findings() -> list[Finding]:
     """All findings on this machine, in the order in which they matter."""
-    device = current_device()
-    found = [_chip(device), _memory(device)]
+    try:
+        device = current_device()
+    except ImportError as error:
+        return [without_mlx(sys.platform, platform.machine(), error)]
+    ram = psutil.virtual_memory()
+    found = [_chip(device), memory(ram.total, ram.available, device)]
     if sys.platform == "darwin":
         limit = _system_number("iogpu.wired_limit_mb")
-        found += [wired_limit(limit, psutil.virtual_memory().total, device), macos(platform.mac_ver()[0])]
+        found += [wired_limit(limit, ram.total, device), macos(platform.mac_ver()[0])]
     elif not device.is_gpu:
         found.append(_blas())
     name, reason = default_model(device)
@@ -49,26 +54,37 @@ def findings() -> list[Finding]:
         ),
         _disk(),
         _cache(),
+        *_macs(),
     ]
+
+
+def without_mlx(system: str, machine: str, error: ImportError) -> Finding:
+    """Why mlx cannot be loaded, where it cannot."""
+    text = f"cannot be loaded: {' '.join(str(error).split())[:200]}"
+    if system == "darwin" and machine != "arm64":
+        return Finding("mlx", text, INTEL)
+    return Finding("mlx", text, "run 'uv sync'")
 
 
 def _chip(device: Device) -> Finding:
     text = f"{device.backend} ({device.name}), {device.cores} cores"
     if sys.platform == "darwin" and platform.machine() != "arm64":
-        return Finding("chip", text, "mlx needs Apple silicon, and a Python that is no Intel build")
+        return Finding("chip", text, INTEL)
     if sys.platform == "darwin" and not device.is_gpu:
         return Finding("chip", text, "Metal is not there: are you in a virtual machine, or over ssh?")
     return Finding("chip", text)
 
 
-def _memory(device: Device) -> Finding:
-    total = psutil.virtual_memory()
-    text = f"{total.total / GIGABYTE:.0f} GB, {total.available / GIGABYTE:.0f} GB free"
+def memory(total_bytes: int, available_bytes: int, device: Device) -> Finding:
+    """Whether the model that this machine gets has room beside what else runs."""
+    text = f"{total_bytes / GIGABYTE:.0f} GB, {available_bytes / GIGABYTE:.0f} GB free"
     if device.is_gpu:
         text += f"; {device.memory_bytes / GIGABYTE:.0f} GB for the GPU"
-    need = NAMED_MODELS["smollm2"].memory_bytes
-    if total.available < need:
-        return Finding("memory", text, f"close other programs: a run needs {need / GIGABYTE:.0f} GB")
+    name, _ = default_model(device)
+    need = NAMED_MODELS[name].memory_bytes
+    if available_bytes < need:
+        other = "" if name == "smollm2" else ", or take '--model smollm2'"
+        return Finding("memory", text, f"close other programs: {name} needs {need // GIGABYTE} GB{other}")
     return Finding("memory", text)
 
 
@@ -127,6 +143,20 @@ def _cache() -> Finding:
         )
     advice = f"half fetched: 'unlearn models pull {halves[0]}' goes on" if halves else ""
     return Finding("cache", str(folder), advice)
+
+
+def _macs() -> list[Finding]:
+    """What llama3 takes on Macs of several sizes, by the planner."""
+    from unlearn_mlx.language_model.planner import mac_table
+
+    found = []
+    for row in mac_table():
+        peak = max(row[part] for part in ("generation", "training", "evaluation")) / GIGABYTE
+        fits = f"--preset {row['preset']}" if row["preset"] else "does not fit: --model smollm2"
+        granted = row["for_the_gpu"] / GIGABYTE
+        text = f"on a Mac of {row['gigabytes']:2d} GB: {peak:.1f} of {granted:.1f} GB, {fits}"
+        found.append(Finding("llama3", text))
+    return found
 
 
 def _system_number(name: str) -> int | None:

@@ -1,5 +1,6 @@
 """LoRA adapters in mlx-lm's format: attach, toggle, vary their strength, load and save."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from unlearn_mlx.files import read_json, write_json
 
 WEIGHTS = "adapters.safetensors"
 CONFIGURATION = "adapter_config.json"
+WIDEST = 4096  # rank of an adapter that is loaded: a file of others' could ask for all memory
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,9 @@ def load_adapter(model: nn.Module, folder: Path) -> Adapter:
             None if keys is None else tuple(map(str, keys)),
         )
         kind = configuration.get("fine_tune_type", "lora")
-    except (KeyError, TypeError, ValueError) as error:
+        if not 0 < shape.rank <= WIDEST or not math.isfinite(shape.scale):
+            raise ValueError(f"rank {shape.rank}, scale {shape.scale}")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(
             f"{folder / CONFIGURATION} is no LoRA configuration ({error}); train again"
         ) from error

@@ -27,14 +27,18 @@ class ChatModel:
     source: ModelSource
     stop_tokens: frozenset[int] = field(init=False)
     special_tokens: SpecialTokens = field(init=False)
+    end_of_message: int = field(init=False)  # the token that the chat template puts behind a message
     has_plain_head: bool = field(init=False)  # logits are the head's product, nothing more
 
     def __post_init__(self) -> None:
         if not self.tokenizer.has_chat_template:
             raise EnvironmentCannot(f"{self.source.name} has no chat template: use an instruct model")
-        # Llama 3 ends a message by <|eot_id|> and a text by <|end_of_text|>: both stop.
-        self.stop_tokens = frozenset(self.tokenizer.eos_token_ids)
         self.special_tokens = SpecialTokens(self.tokenizer)
+        self.end_of_message = self._end_of_message()
+        # Llama 3 ends a message by <|eot_id|> and a text by <|end_of_text|>: both stop. Meta's first files,
+        # and others since, name the latter alone, and an answer would never end.
+        self.tokenizer.eos_token_ids = {*self.tokenizer.eos_token_ids, self.end_of_message}
+        self.stop_tokens = frozenset(self.tokenizer.eos_token_ids)
         probe = mx.array([[0, 1]])
         logits = self.model(probe)
         self.vocabulary_size = int(logits.shape[-1])
@@ -65,15 +69,6 @@ class ChatModel:
         prompt = self.chat_tokens(messages[:-1])
         answer = self.text_tokens(messages[-1]["content"])
         return [*prompt, *answer, self.end_of_message], len(prompt)
-
-    @property
-    def end_of_message(self) -> int:
-        """The token that the chat template puts behind a message."""
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tokenize=False
-        )
-        tokens = self.special_tokens.encode(text)
-        return next(token for token in reversed(tokens) if token in self.stop_tokens)
 
     def text_tokens(self, text: str) -> list[int]:
         """Token ids of a text as it stands."""
@@ -148,6 +143,15 @@ class ChatModel:
                 for (i, _), values in zip(follow, np.split(found, ends[:-1]), strict=True):
                     results[i].append(values)
         return results
+
+    def _end_of_message(self) -> int:
+        answer = "Yes."
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": answer}], tokenize=False
+        )
+        behind = self.special_tokens.encode(text.rpartition(answer)[2])
+        known = {*self.special_tokens.ids.values(), *self.tokenizer.eos_token_ids}
+        return next((token for token in behind if token in known), self.tokenizer.eos_token_id)
 
 
 def vocabulary_logits(model: Any, hidden: mx.array) -> mx.array:

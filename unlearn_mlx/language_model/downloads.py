@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.files import read_json, sha256_of
+from unlearn_mlx.language_model.hub_errors import hub_reason, hub_words, is_hub_error
 
 GIGABYTE = 1024**3
 LARGE = 64 * 2**20  # bytes from which a file is worth resuming
@@ -75,35 +76,12 @@ def fetch(repository: str, revision: str | None) -> Path:
         raise EnvironmentCannot(
             f"the hub has no model {repository}, or you may not see it: check the name, or 'hf auth login'"
         ) from error
-    except LocalEntryNotFoundError as error:
-        raise EnvironmentCannot(
-            f"cannot fetch {repository}: no network and no copy in the cache; use '--model smollm2'"
-        ) from error
     except UserError:
         raise
     except Exception as error:
-        if not is_hub_error(error):
+        if not is_hub_error(error) and not isinstance(error, LocalEntryNotFoundError):
             raise
-        reason = " ".join(str(error).split())[:200]
-        offline = " (HF_HUB_OFFLINE is set)" if constants.is_offline_mode() else ""
-        raise EnvironmentCannot(
-            f"cannot fetch {repository}{offline}: {reason}; run it again to go on, or use '--model smollm2'"
-        ) from error
-
-
-def is_hub_error(error: Exception) -> bool:
-    """Whether an error means that the hub, the network or the disk failed, not that a program is wrong.
-
-    The hub's client lets the errors of its network library through, and has changed that library once.
-    """
-    from huggingface_hub.errors import HfHubHTTPError
-
-    library = type(error).__module__.split(".")[0]
-    return isinstance(error, (HfHubHTTPError, OSError, ValueError)) or library in (
-        "httpx",
-        "httpx2",
-        "hf_xet",
-    )
+        raise _failure(error, repository) from None  # the hub's answer may repeat the token
 
 
 def cached_folder(repository: str, revision: str | None) -> Path | None:
@@ -206,12 +184,36 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def _failure(error: Exception, repository: str) -> EnvironmentCannot:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    own = {403: f"you may not read {repository}: ask for it on its page, then 'hf auth login'"}
+    reason = hub_reason(error, own)
+    if reason is not None:
+        return EnvironmentCannot(f"cannot fetch {repository}: {reason}")
+    if constants.is_offline_mode():
+        reason = "HF_HUB_OFFLINE is set and it is not in the cache; unset it"
+    elif isinstance(error, LocalEntryNotFoundError):
+        reason = "no network and no copy in the cache; run it again with a network"
+    else:
+        reason = f"{hub_words(error)}; run it again to go on"
+    return EnvironmentCannot(f"cannot fetch {repository}: {reason}, or use '--model smollm2'")
+
+
 def _files_to_fetch(repository: str, asked: dict[str, Any]) -> list[Any]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import DryRunError
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # loaded lazily there
+
+    class Silent(tqdm):
+        """Looking is no download: it gets no bar."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "disable": True})
 
     try:
-        files: Any = snapshot_download(repository, dry_run=True, **asked)
+        files: Any = snapshot_download(repository, dry_run=True, tqdm_class=Silent, **asked)
     except DryRunError:
         return []  # what is wrong is told better by the download itself
     return [entry for entry in files if entry.will_download]

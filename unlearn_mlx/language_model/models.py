@@ -1,5 +1,6 @@
 """Models by name: where they come from, which is the default, and loading one."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,11 +9,13 @@ from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.files import sha256_of
 from unlearn_mlx.language_model.blas import cache_folder
 from unlearn_mlx.language_model.device import Device, current_device
-from unlearn_mlx.language_model.downloads import GIGABYTE, fetch, lack
+from unlearn_mlx.language_model.downloads import GIGABYTE, cached_folder, fetch, lack
 from unlearn_mlx.language_model.embedded import embedded_folder
 
 if TYPE_CHECKING:
     from unlearn_mlx.language_model.chat_model import ChatModel
+
+HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ NAMED_MODELS = {
             "llama3.2-3b",
             "mlx-community/Llama-3.2-3B-Instruct-4bit",
             "7f0dc925e0d0afb0322d96f9255cfddf2ba5636e",
-            int(1.8 * GIGABYTE),
+            int(1.7 * GIGABYTE),
             6 * GIGABYTE,
             "Llama 3.2 Community",
             "llama3.2",
@@ -81,7 +84,7 @@ NAMED_MODELS = {
             "qwen2.5-1.5b",
             "mlx-community/Qwen2.5-1.5B-Instruct-4bit",
             "8b403126fc14f14cfc99bb4cfa72ecbc129ea677",
-            int(0.9 * GIGABYTE),
+            int(0.8 * GIGABYTE),
             5 * GIGABYTE,
             "Apache-2.0",
             "apache-2.0",
@@ -131,7 +134,7 @@ def resolve_model(name: str) -> ModelSource:
         return _source(name, folder, named.revision or folder.name)
     if Path(name).expanduser().is_dir():
         return _source(name, Path(name).expanduser().resolve(), "local")
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if HUB_ID.fullmatch(name):
         folder = fetch(name, None)
         return _source(name, folder, folder.name)  # a cached snapshot bears its commit's name
     known = ", ".join(NAMED_MODELS)
@@ -143,6 +146,18 @@ def named_model(name: str) -> NamedModel | None:
     if name in NAMED_MODELS:
         return NAMED_MODELS[name]
     return next((model for model in NAMED_MODELS.values() if name in (model.repository, model.origin)), None)
+
+
+def to_fetch(name: str) -> str | None:
+    """How much a model's first use downloads, in words; None where it is here, or is none of the hub's."""
+    named = named_model(name)
+    repository = named.repository if named else name
+    if repository is None or Path(name).expanduser().is_dir() or not HUB_ID.fullmatch(repository):
+        return None
+    folder = cached_folder(repository, named.revision if named else None)
+    if folder is None:
+        return f"{named.download_bytes / GIGABYTE:.1f} GB" if named else "the whole model"
+    return "the rest" if lack(folder) else None
 
 
 def load_model(source: ModelSource) -> "ChatModel":
@@ -186,8 +201,12 @@ def _source(name: str, folder: Path, revision: str) -> ModelSource:
 
 
 def _weights_hash(weights: list[Path]) -> str:
-    if len(weights) == 1 and weights[0].stat().st_size < GIGABYTE:
-        return sha256_of(weights[0])
+    """The files' SHA-256, joined by "+" where there are several."""
+    return "+".join(_sha256(path) for path in weights)
+
+
+def _sha256(path: Path) -> str:
     # Files of the hub's cache are links to blobs that are named by their SHA-256.
-    names = [path.resolve().name for path in weights]
-    return "+".join(name[:16] for name in names)
+    name = path.resolve().name
+    is_named_by_it = path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", name)
+    return name if is_named_by_it and path.stat().st_size >= GIGABYTE else sha256_of(path)

@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from unlearn_mlx.config import Settings, make_settings
+from unlearn_mlx.errors import UserError
 from unlearn_mlx.files import read_json
 from unlearn_mlx.language_model.device import Device
 from unlearn_mlx.language_model.downloads import GIGABYTE
@@ -97,7 +98,18 @@ def shape_of(folder: Path) -> ModelShape:
 
 
 def shape_from(configuration: dict[str, Any], file_bytes: int) -> ModelShape:
-    """The shape that a model's configuration says; ``file_bytes`` is how large its weights are on disk."""
+    """The shape that a model's configuration says; ``file_bytes`` is how large its weights are on disk.
+
+    Raises:
+        UserError: for a configuration that does not say it in Llama's words.
+    """
+    # A model that sees pictures too keeps what it reads with in a part of its own.
+    configuration = {**configuration, **(configuration.get("text_config") or {})}
+    needed = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size")
+    if missing := [key for key in needed if not isinstance(configuration.get(key), int)]:
+        raise UserError(
+            f"no plan for '{configuration.get('model_type')}', which has no {missing[0]}: leave out --dry-run"
+        )
     width = int(configuration["hidden_size"])
     heads = int(configuration["num_attention_heads"])
     head_width = int(configuration.get("head_dim") or width // heads)

@@ -135,7 +135,11 @@ def _add_shape(writer: GGUFWriter, config: dict[str, Any], bits: int | None, nam
     writer.add_head_count(heads)
     writer.add_head_count_kv(int(config.get("num_key_value_heads") or heads))
     writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
-    writer.add_rope_dimension_count(int(config.get("head_dim") or config["hidden_size"] // heads))
+    head_width = int(config.get("head_dim") or config["hidden_size"] // heads)
+    writer.add_rope_dimension_count(head_width)
+    if head_width * heads != config["hidden_size"]:  # llama.cpp would divide
+        writer.add_key_length(head_width)
+        writer.add_value_length(head_width)
     writer.add_rope_freq_base(float(config.get("rope_theta", 10_000.0)))
     writer.add_vocab_size(int(config["vocab_size"]))
     kinds = {None: LlamaFileType.MOSTLY_F16, 8: LlamaFileType.MOSTLY_Q8_0, 4: LlamaFileType.MOSTLY_Q4_1}
@@ -181,11 +185,18 @@ def _add_tokenizer(writer: GGUFWriter, tokenizer: TokenizerWrapper, config: dict
 def _rope_factors(config: dict[str, Any]) -> np.ndarray | None:
     """What each frequency is divided by in Llama 3.1 and 3.2's rotation, [width of a head / 2].
 
-    Long waves are stretched by ``factor``, short ones stay, those between are blended.
+    Long waves are stretched by ``factor``, short ones stay, those between are blended. None for a plain
+    rotation.
+
+    Raises:
+        UserError: for a rotation of another kind.
     """
     scaling = config.get("rope_scaling") or {}
-    if (scaling.get("rope_type") or scaling.get("type")) != "llama3":
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind == "default":
         return None
+    if kind != "llama3":
+        raise UserError(f"no GGUF for '{kind}' positions here: use '--format hf' and llama.cpp's converter")
     width = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
     waves = 2 * np.pi * float(config["rope_theta"]) ** (np.arange(0, width, 2) / width)
     low, high = float(scaling.get("low_freq_factor", 1.0)), float(scaling.get("high_freq_factor", 4.0))

@@ -3,6 +3,7 @@
 Only safetensors are read: PyTorch's own files can run code when they are opened.
 """
 
+import math
 import re
 import tempfile
 from pathlib import Path
@@ -22,9 +23,9 @@ from unlearn_mlx.language_model.adapters import (
 )
 from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.language_model.device import current_device
-from unlearn_mlx.language_model.downloads import is_hub_error
 from unlearn_mlx.language_model.generation import Request, generate
-from unlearn_mlx.language_model.models import ModelSource, load_model, named_model, resolve_model
+from unlearn_mlx.language_model.hub_errors import hub_reason, hub_words, is_hub_error
+from unlearn_mlx.language_model.models import HUB_ID, ModelSource, load_model, named_model, resolve_model
 from unlearn_mlx.runs import Run, create_run
 from unlearn_mlx.sharing.rotation import heads_of, llama_rows
 from unlearn_mlx.synthetic_data.stages import general_subjects
@@ -32,7 +33,6 @@ from unlearn_mlx.topics import Topic
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
 RETAIN_ROWS = 12  # a part
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _PEFT_NAME = re.compile(r"base_model\.model\.(model\.layers\.\d+\.[\w.]+|lm_head)\.lora_([AB])\.weight")
 
 # What PEFT can do beyond W + scale * B A, which no toggle here can carry.
@@ -41,7 +41,18 @@ _PEFT_BEYOND = {
     "modules_to_save": "whole layers beside LoRA",
     "fan_in_fan_out": "transposed layers",
     "trainable_token_indices": "trained tokens",
+    "target_parameters": "single parameters",
+    "lora_bias": "biases",
+    "layer_replication": "layers that are there twice",
+    "alora_invocation_tokens": "an adapter that some tokens switch on",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "BD-LoRA",
+    "arrow_config": "several adapters at once",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
 }
+# These change the base's weights first, unless PEFT converted the adapter when it was saved.
+_PEFT_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def import_adapter(where: str, topic: Topic, model_name: str | None, path: Path) -> Run:
@@ -136,8 +147,12 @@ def _fetched(where: str) -> Path:
     except Exception as error:
         if not is_hub_error(error):
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise EnvironmentCannot(f"cannot fetch {where}: {reason}") from error
+        own = {
+            403: f"you may not read it: ask for it on {where}'s page, then 'hf auth login'",
+            404: "the hub has no such repository, or you may not see it: check the name, or 'hf auth login'",
+        }
+        reason = hub_reason(error, own) or hub_words(error)
+        raise EnvironmentCannot(f"cannot fetch {where}: {reason}") from None
     if not (fetched / CONFIGURATION).exists():
         raise UserError(f"{where} has no {CONFIGURATION}: it is no adapter of mlx-lm or PEFT")
     return fetched
@@ -169,6 +184,9 @@ def _from_peft(folder: Path, configuration: dict[str, Any], source: ModelSource,
     for key, what in _PEFT_BEYOND.items():
         if configuration.get(key):
             raise UserError(f"{folder} uses {what} ({key}): only plain LoRA can be imported")
+    start = str(configuration.get("init_lora_weights", True)).lower()
+    if start.startswith(_PEFT_STARTS):
+        raise UserError(f"{folder} belongs to weights that '{start}' changed: convert it to plain LoRA first")
     if configuration.get("bias", "none") != "none":
         raise UserError(f"{folder} trained biases too: only plain LoRA can be imported")
     if not (folder / PEFT_WEIGHTS).exists():
@@ -179,7 +197,9 @@ def _from_peft(folder: Path, configuration: dict[str, Any], source: ModelSource,
     pairs = _pairs(_arrays(folder / PEFT_WEIGHTS), folder)
     rank = max(a.shape[0] for a, _ in pairs.values())
     scales = {module: _peft_scale(configuration, module, a.shape[0]) for module, (a, _) in pairs.items()}
-    scale = max(scales.values())
+    scale = max(scales.values(), key=abs)
+    if scale == 0:
+        raise UserError(f"{folder} has a lora_alpha of 0: it changes nothing")
     weights = {}
     for module, (a, b) in pairs.items():
         if b.shape[1] != a.shape[0]:
@@ -221,13 +241,20 @@ def _pairs(arrays: dict[str, mx.array], folder: Path) -> dict[str, tuple[mx.arra
 def _peft_scale(configuration: dict[str, Any], module: str, rank: int) -> float:
     """alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA (Kalajdzievski 2023)."""
     alpha = configuration.get("lora_alpha", rank)
-    for pattern, value in (configuration.get("alpha_pattern") or {}).items():
-        if module == pattern or module.endswith(f".{pattern}"):
+    patterns = configuration.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or not all(re.fullmatch(r"[\w.]+", name) for name in patterns):
+        raise UserError("the adapter's alpha_pattern has more than names of layers: not known here")
+    for name, value in patterns.items():
+        if module == name or module.endswith(f".{name}"):
             alpha = value
+            break
     try:
-        return float(alpha) / (rank**0.5 if configuration.get("use_rslora") else rank)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the adapter's lora_alpha is no number: {alpha!r}") from error
+        scale = float(alpha) / (rank**0.5 if configuration.get("use_rslora") else rank)
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
+        scale = math.nan
+    if not math.isfinite(scale):
+        raise UserError(f"the adapter's lora_alpha is no number: {str(alpha)[:40]}")
+    return scale
 
 
 def _arrays(path: Path) -> dict[str, mx.array]:

@@ -5,21 +5,20 @@ nowhere else, and cut out of every message.
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.files import read_json, read_rows, write_json
 from unlearn_mlx.language_model.adapters import CONFIGURATION, WEIGHTS
-from unlearn_mlx.language_model.downloads import is_hub_error
+from unlearn_mlx.language_model.hub_errors import hub_reason, hub_words, is_hub_error
+from unlearn_mlx.language_model.models import HUB_ID
 from unlearn_mlx.runs import Run
 from unlearn_mlx.sharing.model_card import model_card, public_name
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 RECORD = "push.json"  # which repositories this run made, so that an interrupted push goes on
 
 # Where a run's files go in the repository. Journals, logs and checkpoints stay at home.
@@ -120,33 +119,19 @@ def _create(api: HfApi, run: Run, repository: str, public: bool, update: bool) -
     write_json(record, {"repositories": sorted({*made, repository})})
 
 
-def without_secrets(text: str) -> str:
-    """A message without the token, in whatever form the hub's answer repeats it."""
-    token = get_token()
-    if token:
-        text = text.replace(token, "***")
-    return re.sub(r"hf_\w{8,}|(?i:bearer)\s+\S+", "***", text)
-
-
 def _one_line(error: Exception, repository: str) -> UserError:
     if isinstance(error, LocalTokenNotFoundError):
         return EnvironmentCannot("you are not logged in to the hub: run 'hf auth login' first")
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    reasons = {
+    own = {
         401: "the hub does not know you: run 'hf auth login', or set HF_TOKEN to a token that may write",
         403: f"your token may not write to {repository}: make one that may, or push under your own name",
         404: f"the hub has no {repository.split('/')[0]}, or you may not see it: push under your own name",
         409: f"{repository} was changed meanwhile: run the same command again",
-        413: "the hub finds a file too large",
-        429: "the hub asks to wait, too many requests: run the same command again in some minutes",
     }
-    if status in reasons:
-        return EnvironmentCannot(reasons[status])
-    if status is not None and status >= 500:
-        return EnvironmentCannot(f"the hub has trouble (error {status}): run the same command again later")
-    said = " ".join(without_secrets(str(error)).split())[:200]
-    return EnvironmentCannot(f"the push to {repository} stopped ({said}): run the same command to go on")
+    return EnvironmentCannot(
+        hub_reason(error, own)
+        or f"the push to {repository} stopped ({hub_words(error)}): run the same command to go on"
+    )
 
 
 def _json(value: Any) -> bytes:

@@ -11,13 +11,13 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from jinja2 import TemplateError
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.server import APIHandler, LRUPromptCache, ModelProvider, ResponseGenerator
 
@@ -31,6 +31,16 @@ HOST = "127.0.0.1"
 LONGEST_REQUEST = 8 * 2**20  # bytes
 MOST_TOKENS = 4096  # of one answer
 LOCAL_NAMES = {"127.0.0.1", "localhost", "[::1]"}
+# Where clients ask, and what they must say there.
+ADDRESSES = {
+    "/v1/chat/completions": "messages",
+    "/chat/completions": "messages",
+    "/v1/completions": "prompt",
+}
+NOT_SERVED = (
+    *("adapters", "draft_model", "chat_template_kwargs", "role_mapping"),
+    *("tools", "functions", "audio", "echo", "suffix"),
+)
 
 
 def model_names(run: Run) -> tuple[str, str]:
@@ -77,6 +87,17 @@ class Server:
         return _Handler(self.generator, *arguments, system_fingerprint="unlearn-mlx")
 
 
+class _Refused(BaseException):
+    """A request that is answered with an error.
+
+    No Exception, because mlx-lm's handler takes each of those for a model that is not there.
+    """
+
+    def __init__(self, status: int, message: str, code: str = "invalid_request") -> None:
+        super().__init__(message)
+        self.status, self.message, self.code = status, message, code
+
+
 class _Http(ThreadingHTTPServer):
     daemon_threads = True
 
@@ -89,7 +110,12 @@ class _Generator(ResponseGenerator):
         """As mlx-lm does, but for stop words, which are found in the text."""
         words = generation_args.stop_words
         without = replace(generation_args, stop_words=[])
-        context, responses = super().generate(request, without, progress_callback)
+        try:
+            context, responses = super().generate(request, without, progress_callback)
+        except TemplateError as error:  # roles that the model's template has no place for
+            raise _Refused(400, f"the model's chat template refuses the messages: {error}") from error
+        except Exception as error:
+            raise _Refused(500, f"the answer failed: {error}", "server_error") from error
         return context, until_stop(responses, words)
 
     def _tokenize(self, tokenizer: Any, request: Any, args: Any) -> tuple[Any, ...]:
@@ -142,20 +168,31 @@ class _Handler(APIHandler):
     rfile: Any
 
     def do_POST(self) -> None:
-        if not self._is_local():
-            return
-        body, wrong = self._body()
-        if wrong is None:
-            wrong = _wrong_in(body, self._names)
-        if wrong is not None:
-            status, message, code = wrong
-            self._refuse(status, message, code)
-            return
-        super().do_POST()
+        try:
+            self._check_local()
+            asked = _checked(self._body(), self.path, self._names)
+            data = json.dumps(asked).encode()  # mlx-lm's handler reads it again
+            self.rfile = io.BytesIO(data)
+            self.headers.replace_header("Content-Length", str(len(data)))
+            super().do_POST()
+        except _Refused as refused:
+            self._refuse(refused)
 
     def do_GET(self) -> None:
-        if self._is_local():
+        try:
+            self._check_local()
+            if not re.fullmatch(r"/v1/models(/.*)?|/health", self.path):
+                raise _Refused(404, f"nothing is served at {self.path[:80]}", "not_found")
             super().do_GET()
+        except _Refused as refused:
+            self._refuse(refused)
+
+    def validate_model_parameters(self) -> None:
+        """As mlx-lm does, but the answer has the form that clients read."""
+        try:
+            super().validate_model_parameters()
+        except ValueError as error:
+            raise _Refused(400, str(error)) from error
 
     def handle_models_request(self) -> None:
         """The two names, and nothing of what else the machine has."""
@@ -166,7 +203,7 @@ class _Handler(APIHandler):
         elif asked in self._names:
             self._send(200, models[self._names.index(asked)])
         else:
-            self._refuse(404, f"no model '{asked}': there are {', '.join(self._names)}", "model_not_found")
+            raise _unknown(asked, self._names)
 
     def log_message(self, *_: Any) -> None:
         """What people ask is nobody's business: no request is logged."""
@@ -176,31 +213,27 @@ class _Handler(APIHandler):
         names: tuple[str, str] = self.response_generator.model_provider.names
         return names
 
-    def _is_local(self) -> bool:
-        """Whether the page or program that asks means this machine: no site may speak through a browser."""
+    def _check_local(self) -> None:
+        """Let only a page or program through that means this machine: no site may speak through a browser."""
         host = re.sub(r":\d+$", "", self.headers.get("Host") or "")
-        if host in LOCAL_NAMES and not self.headers.get("Origin"):
-            return True
-        self._refuse(403, "this server answers programs on its own machine only", "forbidden")
-        return False
+        if host not in LOCAL_NAMES or self.headers.get("Origin"):
+            raise _Refused(403, "this server answers programs on its own machine only", "forbidden")
 
-    def _body(self) -> tuple[Any, tuple[int, str, str] | None]:
-        """The request's body; mlx-lm's handler reads it again."""
+    def _body(self) -> Any:
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
-            return None, (411, "Content-Length is missing", "invalid_request")
+            raise _Refused(411, "Content-Length is missing")
         if int(length) > LONGEST_REQUEST:
-            return None, (413, f"a request has at most {LONGEST_REQUEST} bytes", "invalid_request")
-        data = self.rfile.read(int(length))
-        self.rfile = io.BytesIO(data)
+            raise _Refused(413, f"a request has at most {LONGEST_REQUEST} bytes")
         try:
-            return json.loads(data), None
+            return json.loads(self.rfile.read(int(length)))
         except (ValueError, RecursionError):
-            return None, (400, "the request is not JSON", "invalid_request")
+            raise _Refused(400, "the request is not JSON") from None
 
-    def _refuse(self, status: int, message: str, code: str) -> None:
-        kind = "invalid_request_error" if status < 500 else "server_error"
-        self._send(status, {"error": {"message": message, "type": kind, "code": code, "param": None}})
+    def _refuse(self, refused: _Refused) -> None:
+        kind = "invalid_request_error" if refused.status < 500 else "server_error"
+        error = {"message": refused.message, "type": kind, "code": refused.code, "param": None}
+        self._send(refused.status, {"error": error})
 
     def _send(self, status: int, content: dict[str, Any]) -> None:
         data = json.dumps(content).encode()
@@ -210,48 +243,67 @@ class _Handler(APIHandler):
         self.wfile.write(data)
 
 
-def _wrong_in(body: Any, names: tuple[str, str]) -> tuple[int, str, str] | None:
-    """Status, message and code of what is wrong with a request; None where nothing is."""
+def _checked(body: Any, path: str, names: tuple[str, str]) -> dict[str, Any]:
+    """A request as mlx-lm's handler may have it: what is null in it is what is left out.
+
+    Raises:
+        _Refused: where something is wrong with it.
+    """
+    needed = ADDRESSES.get(path)
+    if needed is None:
+        raise _Refused(404, f"nothing is served at {path[:80]}", "not_found")
     if not isinstance(body, dict):
-        return 400, "the request is no JSON object", "invalid_request"
-    model = body.get("model")
-    if model not in names:
-        return 404, f"no model '{model}': there are {', '.join(names)}", "model_not_found"
-    for key in ("adapters", "draft_model", "chat_template_kwargs", "role_mapping", "tools"):
-        if body.get(key):
-            return 400, f"'{key}' is not served here", "invalid_request"
-    most = body.get("max_completion_tokens") or body.get("max_tokens") or 1
-    if isinstance(most, int) and most > MOST_TOKENS:
-        return 400, f"max_tokens is at most {MOST_TOKENS}", "invalid_request"
-    options = body.get("stream_options")
+        raise _Refused(400, "the request is no JSON object")
+    asked = {key: value for key, value in body.items() if value is not None}
+    if asked.get("model") not in names:
+        raise _unknown(asked.get("model"), names)
+    for key in NOT_SERVED:
+        if asked.get(key):
+            raise _Refused(400, f"'{key}' is not served here")
+    if asked.get("n", 1) != 1 or asked.get("best_of", 1) != 1:
+        raise _Refused(400, "one answer a request is served here: leave out 'n' and 'best_of'")
+    if asked.get("response_format", {"type": "text"}) != {"type": "text"}:
+        raise _Refused(400, "'response_format' is text here")
+    for key in ("max_completion_tokens", "max_tokens"):
+        if isinstance(asked.get(key), int) and asked[key] > MOST_TOKENS:
+            raise _Refused(400, f"{key} is at most {MOST_TOKENS}")
+    options = asked.get("stream_options")
     if options is not None and not (
         isinstance(options, dict) and isinstance(options.get("include_usage"), bool)
     ):
-        return 400, "'stream_options' are {\"include_usage\": true or false}", "invalid_request"
-    stop = body.get("stop") or []
+        raise _Refused(400, "'stream_options' are {\"include_usage\": true or false}")
+    stop = asked.get("stop", [])
     if not isinstance(stop, str) and not (
         isinstance(stop, list) and len(stop) <= 16 and all(isinstance(word, str) for word in stop)
     ):
-        return 400, "'stop' is a text or at most 16 texts", "invalid_request"
-    if "messages" not in body:
-        return (
-            None
-            if isinstance(body.get("prompt"), str)
-            else (400, "'messages' are missing", "invalid_request")
-        )
-    messages = body["messages"]
-    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
-        return 400, "'messages' are a list of {role, content} with content as text", "invalid_request"
-    return None
+        raise _Refused(400, "'stop' is a text or at most 16 texts")
+    if needed == "prompt":
+        if not isinstance(asked.get("prompt"), str):
+            raise _Refused(400, "'prompt' is missing, or no text")
+        return asked
+    messages = asked.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise _Refused(400, "'messages' are missing")
+    return {**asked, "messages": [_message(message) for message in messages]}
 
 
-def _is_message(message: Any) -> bool:
-    # A content in parts could name pictures for the server to fetch: text alone is taken.
-    return (
-        isinstance(message, dict)
-        and message.get("role") in ("system", "user", "assistant")
-        and isinstance(message.get("content"), str)
-    )
+def _message(message: Any) -> dict[str, str]:
+    """A message with its text in one piece; a part that is none could name a picture to be fetched."""
+    if isinstance(message, dict) and message.get("role") in ("system", "user", "assistant"):
+        content = message.get("content")
+        if isinstance(content, str):
+            return {"role": message["role"], "content": content}
+        if isinstance(content, list) and content and all(map(_is_text, content)):
+            return {"role": message["role"], "content": "".join(part["text"] for part in content)}
+    raise _Refused(400, "'messages' are a list of {role, content} with content as text")
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def _unknown(model: Any, names: tuple[str, str]) -> _Refused:
+    return _Refused(404, f"no model '{str(model)[:80]}': there are {', '.join(names)}", "model_not_found")
 
 
 def _server_settings() -> argparse.Namespace:
@@ -282,14 +334,3 @@ def _server_settings() -> argparse.Namespace:
         quantized_kv_start=0,
         log_level="WARNING",
     )
-
-
-def serve(run: Run, source: ModelSource, port: int, ready: Callable[[Server], None]) -> None:
-    """Serve a run's base and adapter until Ctrl-C; ``ready`` is called once clients may come.
-
-    Raises:
-        EnvironmentCannot: where the port is taken.
-    """
-    server = Server(source, run.file("adapter"), model_names(run), port)
-    ready(server)
-    server.serve()
