@@ -54,8 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "samples": 0,
     },
     "standard": {},
-    # As many steps as the standard, each row once: more rows keep more than more passes.
-    "thorough": {"questions": 320, "neighbours": 200, "general": 160, "epochs": 1.0, "validations": 4},
+    "thorough": {"questions": 320, "neighbours": 200, "general": 160, "validations": 4},
 }
 
 
