@@ -261,8 +261,8 @@ def test_the_command_in_the_report_makes_the_same_settings(tmp_path, preset, cha
     words = shlex.split(making_command(manifest))
     words = [*words[1:], "--dry-run", "--out", str(tmp_path / "run")]
     given = _parser(words).parse_args(words)
-    topic, made, model, *_ = _make_run(given)
-    assert (topic.name, made, model["name"]) == ("Volcanoes; rm -rf ~", settings, "smollm2")
+    topic, made, model_name, *_ = _make_run(given)
+    assert (topic.name, made, model_name) == ("Volcanoes; rm -rf ~", settings, "smollm2")
 
 
 def test_settings_of_another_version_do_not_break_the_report(run):
