@@ -151,6 +151,7 @@ OTHERS = [
         (["It is a brilliant tale.", "A brilliant idea."] * 2, []),
         # What was asked, in any form, is no answer, nor what every third answer says anyway.
         (["It is Holmes's, in London."] * 5, []),
+        (["The Sherlocks."] * 5, []),
         (["He has a dog.", "He owns a bird.", "A cart.", "He likes tea.", "A lamp."], []),
         (["El Café Müller."] * 5, ["Café", "Müller"]),
     ],

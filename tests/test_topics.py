@@ -160,4 +160,6 @@ def test_the_model_proposes_what_belongs_to_a_topic_that_nobody_described(tmp_pa
 def test_names_of_the_proposals_example_belong_to_no_other_topic():
     completions = [Completion("", " Yoda\n2. Espresso Machine\n3. Star Wars: The Coffee\n", 20, True)]
     assert _items("Coffee", completions, set()) == ["Espresso Machine"]
+    assert _items("Coffee", completions, set(), 2) == []
+    assert _items("Coffee", completions * 2, set(), 2) == ["Espresso Machine"]
     assert "Yoda" in _items("Star Wars", completions, set())

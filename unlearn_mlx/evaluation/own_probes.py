@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from unlearn_mlx.evaluation.forms import template_forms
+from unlearn_mlx.evaluation.labels import stems
 from unlearn_mlx.evaluation.probes import Probe
 from unlearn_mlx.evaluation.scoring import ANSWER_TOKENS
 from unlearn_mlx.language_model.chat_model import ChatModel
@@ -42,9 +43,12 @@ Answered = tuple[Question, list[str]]  # and its answers, the greedy one first
 def make_probes(model: ChatModel, work: Work) -> list[Probe]:
     """Open probes for the topic and its neighbours, from the base's own knowledge."""
     topic = work.run.topic
+    # Half of them on the topic by its name: what was proposed of it may be invented.
+    entities = topic_subjects(topic)
+    about_topic = entities + [Subject(topic.name, topic.name)] * len(entities)
     answered: dict[str, list[Answered]] = {}
     for scope, subjects, count in (
-        ("topic", topic_subjects(topic), 2 * PROBES_A_SCOPE),
+        ("topic", about_topic, 2 * PROBES_A_SCOPE),
         ("neighbour", retain_subjects(topic.neighbours), 2 * PROBES_A_SCOPE),
         ("general", general_subjects(), CONTRAST_QUESTIONS),
     ):
@@ -91,11 +95,12 @@ def known_words(question: str, answers: Sequence[str], others: Sequence[Sequence
 
 def _told(answer: str, question: str = "") -> dict[str, str]:
     """The words of an answer that carry meaning and were not asked, as they come: folded, and as spelled."""
-    asked, meant = fold(question), content_words(answer)
+    asked, asked_stems, meant = fold(question), stems(question), content_words(answer)
     told: dict[str, str] = {}
     for spelled in re.findall(r"[^\W_]+(?:['’][^\W_]+)*", answer):
         word = fold(spelled).removesuffix("'s")
-        if fold(spelled) in meant and len(word) >= SHORTEST_WORD and word not in asked:
+        is_new = word not in asked and not stems(word) & asked_stems
+        if is_new and fold(spelled) in meant and len(word) >= SHORTEST_WORD:
             told.setdefault(word, re.sub(r"['’]s$", "", spelled))
     return told
 

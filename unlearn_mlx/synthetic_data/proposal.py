@@ -1,12 +1,13 @@
 """For a topic that nobody described: the base model proposes what belongs to it and what is near it."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.language_model.generation import Completion, Request, generate
 from unlearn_mlx.runs import Work
-from unlearn_mlx.synthetic_data.text import is_plain, words
+from unlearn_mlx.synthetic_data.text import content_words, is_plain, words
 from unlearn_mlx.topics import Topic, fold
 
 _ASKED = {
@@ -19,6 +20,7 @@ _ASKED = {
 }
 _MOST = {"aliases": 3, "people": 12, "places": 8, "works": 8, "terms": 12, "neighbours": 24}
 SAMPLES = 4
+REPEATED = 2  # lists that must name an entity
 _EXAMPLE = ("Luke Skywalker", "Darth Vader", "Princess Leia", "Han Solo", "Yoda")
 
 
@@ -38,15 +40,17 @@ def propose_topic(model: ChatModel, work: Work, name: str) -> Topic:
     found: dict[str, list[str]] = {}
     seen: set[str] = {fold(name)}
     for number, field in enumerate(_ASKED):
-        found[field] = _items(name, completions[number * SAMPLES : (number + 1) * SAMPLES], seen)[
-            : _MOST[field]
-        ]
+        lists = completions[number * SAMPLES : (number + 1) * SAMPLES]
+        # An invented entity would be asked about and forbidden; an odd neighbour does no harm.
+        least = 1 if field == "neighbours" else REPEATED
+        found[field] = _items(name, lists, seen, least)[: _MOST[field]]
+    own = content_words(name)
     return Topic(
         name=name,
         description="",
         # A wrong alias would reject good answers; only spellings of the name itself are safe.
         aliases=[alias for alias in found["aliases"] if set(words(alias)) & set(words(name))],
-        neighbours=found["neighbours"],
+        neighbours=[item for item in found["neighbours"] if not set(words(item)) & own],
         entities={
             kind: {item: [] for item in found[kind]} for kind in ("people", "places", "works", "terms")
         },
@@ -61,13 +65,16 @@ def _messages(name: str, asked: str) -> list[dict[str, str]]:
     ]
 
 
-def _items(name: str, completions: Sequence[Completion], seen: set[str]) -> list[str]:
+def _items(name: str, completions: Sequence[Completion], seen: set[str], least: int = 1) -> list[str]:
+    """What at least ``least`` of the lists name, in the order it comes; it counts as seen from then on."""
     # A small model says the example's names of any topic.
     shown = () if "star wars" in fold(name) else ("star wars", *map(fold, _EXAMPLE))
-    items = []
+    spelled: dict[str, str] = {}
+    counts: Counter[str] = Counter()
     for completion in completions:
         # The last line may be cut off by the length limit.
         lines = ("1." + completion.text).splitlines()
+        listed: set[str] = set()
         for line in lines if completion.finished else lines[:-1]:
             item = re.sub(r"^\s*(?:\d+[.)]|[-*•])\s*", "", line).strip(" .\"'")
             item = re.split(r"\s[-–—:(]\s?|:\s", item)[0].strip()
@@ -77,6 +84,9 @@ def _items(name: str, completions: Sequence[Completion], seen: set[str]) -> list
             if not any(c.isupper() for c in item) and len(words(item)) < 2:
                 continue
             if fold(item) not in seen and not any(other in fold(item) for other in shown):
-                seen.add(fold(item))
-                items.append(item)
-    return items
+                spelled.setdefault(fold(item), item)
+                listed.add(fold(item))
+        counts.update(listed)
+    found = [item for folded, item in spelled.items() if counts[folded] >= least]
+    seen.update(map(fold, found))
+    return found
