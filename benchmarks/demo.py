@@ -26,12 +26,15 @@ from typing import Any
 import psutil
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, probe_files, read_probes
 from unlearn_mlx.language_model.device import current_device
 from unlearn_mlx.language_model.engine import Engine, Mode, context_of
 from unlearn_mlx.runs import package_versions
+from unlearn_mlx.topics import load_topic
 
 ROOT = Path(__file__).resolve().parent.parent
 ADAPTER = ROOT / "adapters" / "smollm2" / "harry-potter"
+ROWS = ROOT / "data" / "synthetic" / "smollm2" / "harry-potter"
 SCREENSHOTS = ROOT / "docs" / "images"
 QUESTION = "Who is Harry Potter, and who are his friends?"
 QUESTIONS = (
@@ -46,46 +49,62 @@ COLUMNS: dict[str, tuple[Mode, ...]] = {
     "adapter": ("adapter",),
     "both": ("base", "adapter"),
 }
-REPEATS = 7
+REPEATS = 5
+MEASURED = (1, 4)  # turns of a conversation
+TOKENS = 12  # of an answer, where its first one is measured
+READING = 0.3  # seconds between an answer and the next question: nobody is faster
 MOST_BYTES = 300_000  # of a picture
 PATIENCE = 120_000  # milliseconds
 SIZES = {"light": (1280, 860), "dark": (1280, 860), "phone": (390, 844)}
 
 
 def first_tokens(engine: Engine) -> dict[str, dict[str, float]]:
-    """Median seconds to the first token of every column, by turn and columns; the runs are interleaved."""
-    history: list[dict[str, str]] = []
-    figures: dict[str, dict[str, float]] = {}
-    for turn, question in enumerate(QUESTIONS[:4], start=1):
-        asked = context_of(history, question)
-        if turn in (1, 4):
-            times: dict[str, list[float]] = {name: [] for name in COLUMNS}
-            for repeat in range(REPEATS):
-                for name, modes in COLUMNS.items():
-                    # Never asked before: what is kept of earlier turns helps, as it would anybody.
-                    new = context_of(history, f"Question {repeat} of the {name} column: {question}")
-                    times[name].append(_first_token(engine, new, modes))
-            medians = {name: round(statistics.median(values), 4) for name, values in times.items()}
-            ratio = round(medians["both"] / medians["base"], 3)
-            figures[f"turn {turn}"] = {**medians, "two columns to one": ratio}
-        text = "".join(piece.text for piece in engine.answer({"base": asked}, max_tokens=48))
-        history = [*asked, {"role": "assistant", "content": text}]
+    """Median seconds to the first token of every column, by turn and columns; the runs are interleaved.
+
+    No question is asked twice, and those of a repeat are of about one length in all columns.
+    """
+    questions = iter(sorted({probe.question for probe in _shipped_probes()}, key=len))
+    times: dict[int, dict[str, list[float]]] = {turn: {name: [] for name in COLUMNS} for turn in MEASURED}
+    for _ in range(REPEATS):
+        told: dict[str, dict[Mode, list[dict[str, str]]]] = {
+            name: {mode: [] for mode in modes} for name, modes in COLUMNS.items()
+        }
+        for turn in range(1, max(MEASURED) + 1):
+            for name in COLUMNS:
+                question = next(questions)
+                asked = {mode: context_of(said, question) for mode, said in told[name].items()}
+                took, texts = _first_token(engine, asked)
+                if turn in MEASURED:
+                    times[turn][name].append(took)
+                told[name] = {
+                    mode: [*said, {"role": "assistant", "content": texts[mode].strip()}]
+                    for mode, said in asked.items()
+                }
+                time.sleep(READING)
+    figures = {}
+    for turn, by_columns in times.items():
+        medians = {name: round(statistics.median(values), 4) for name, values in by_columns.items()}
+        ratio = round(medians["both"] / medians["base"], 3)
+        figures[f"turn {turn}"] = {**medians, "two columns to one": ratio}
     return figures
 
 
-def _first_token(engine: Engine, asked: list[dict[str, str]], modes: tuple[Mode, ...]) -> float:
+def _shipped_probes() -> list[Probe]:
+    topic = load_topic(ROWS / "topic.toml")
+    probes = [probe for path in probe_files(topic) for probe in read_probes(path)]
+    return [probe for probe in probes if probe.form == QUESTION_ANSWER]
+
+
+def _first_token(engine: Engine, asked: dict[Mode, list[dict[str, str]]]) -> tuple[float, dict[Mode, str]]:
+    """Seconds until every mode has said something, and what each says in all."""
     start = time.perf_counter()
-    seen: set[Mode] = set()
-    answering = engine.answer(dict.fromkeys(modes, asked), max_tokens=8)
-    for piece in answering:
-        seen.add(piece.mode)
-        if len(seen) == len(modes):
-            answering.cancel()
+    texts: dict[Mode, str] = {}
+    took = 0.0
+    for piece in engine.answer(asked, max_tokens=TOKENS):
+        texts[piece.mode] = texts.get(piece.mode, "") + piece.text
+        if not took and len(texts) == len(asked):
             took = time.perf_counter() - start
-            break
-    for _ in answering:
-        pass
-    return took
+    return took, texts
 
 
 def tabs(engine: Engine) -> dict[str, Any]:
@@ -234,8 +253,8 @@ def _page(browser: Browser, scheme: Any, size: tuple[int, int]) -> Page:
 
 
 def _picture(page: Page, name: str) -> None:
-    page.get_by_test_id("stStatusWidget").wait_for(state="hidden", timeout=PATIENCE)
     page.wait_for_timeout(1500)  # charts and fonts settle
+    page.get_by_test_id("stStatusWidget").wait_for(state="hidden", timeout=PATIENCE)
     path = SCREENSHOTS / f"{name}.png"
     page.screenshot(path=path)
     assert path.stat().st_size < MOST_BYTES, f"{path} has {path.stat().st_size} bytes"

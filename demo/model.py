@@ -16,6 +16,8 @@ from unlearn_mlx.language_model.engine import Answering, Engine, Mode, Piece, co
 PAUSE = 0.05  # seconds between two drawings: what comes meanwhile is drawn together
 LOOK = 0.2  # seconds between two looks whether the page still wants its answer
 TURNS_KEPT = 6  # of a conversation that are fed back: a small model loses itself in longer ones
+PROBES_AT_ONCE = 12  # of those that a leak rate is measured on
+TURNS_LEFT_OUT = 3  # at once, of a longer one: what was computed of the others serves until it starts anew
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def ask(engine: Engine, choice: Choice, turns: list[Turn]) -> Answering:
     conversations = {}
     for mode in turn.manner.modes:
         said: list[dict[str, str]] = []
-        for earlier in turns[-1 - TURNS_KEPT : -1]:
+        for earlier in turns_fed_back(turns):
             if answer := earlier.texts.get(mode, "").strip():
                 said += context_of([], earlier.question)
                 said.append({"role": "assistant", "content": answer})
@@ -77,6 +79,12 @@ def ask(engine: Engine, choice: Choice, turns: list[Turn]) -> Answering:
         adapter=choice.adapter,
         asker=this_tab(),
     )
+
+
+def turns_fed_back(turns: list[Turn]) -> list[Turn]:
+    """The turns that the last one is told of."""
+    too_many = max(0, len(turns) - 1 - TURNS_KEPT)
+    return turns[-(-too_many // TURNS_LEFT_OUT) * TURNS_LEFT_OUT : -1]
 
 
 def follow(answering: Answering, take: Callable[[Piece, float], None], draw: Callable[[str], object]) -> None:
@@ -106,14 +114,18 @@ def this_tab() -> str:
 @st.cache_resource(max_entries=1, on_release=Engine.close, show_spinner=False)
 def engine_of(model_name: str) -> Engine:
     """The engine with this model; it takes the place of another model's."""
-    models_asked_for().add(model_name)
+    _models()[:] = [model_name]
     return Engine(model_name, None)
 
 
 @st.cache_resource(show_spinner=False)
-def models_asked_for() -> set[str]:
-    """The models that were loaded, or begun to be, since the demo started."""
-    return set()
+def _models() -> list[str]:
+    return []
+
+
+def model_in_memory() -> str:
+    """The model that is loaded, or about to be; empty before there is one."""
+    return next(iter(_models()), "")
 
 
 @st.fragment(run_every=0.5)
@@ -121,7 +133,13 @@ def show_loading(model_name: str) -> None:
     """Say that the model is being loaded until it is there; then draw the page anew.
 
     Loading begins with the second call, once the browser has the page: until then it would slow that.
+    Another model is left in its place until a question is asked: tabs would take it from each other.
     """
+    if model_in_memory() not in ("", model_name):
+        st.session_state.pop("loading since", None)
+        other = label(model_in_memory())
+        st.caption(f":material/memory: {other} is in memory; {label(model_name)} is loaded when you ask.")
+        return
     is_drawn = "loading since" in st.session_state
     since = st.session_state.setdefault("loading since", time.monotonic())
     try:
@@ -161,13 +179,6 @@ def measure_leak_rate(
 
     probes = open_probes(choice)
     texts = {probe.id: "" for probe in probes}
-    answering = engine.answer(
-        {probe.id: context_of([], probe.question) for probe in probes},
-        max_tokens=ANSWER_TOKENS,
-        strength=strength,
-        adapter=choice.adapter,
-        asker=this_tab(),
-    )
     tokens = 0
 
     def take(piece: Piece, _: float) -> None:
@@ -175,7 +186,17 @@ def measure_leak_rate(
         tokens += 1
         texts[piece.mode] += piece.text
 
-    follow(answering, take, lambda _: draw(min(1.0, tokens / (len(probes) * ANSWER_TOKENS))))
+    # Some at a time: other tabs have their turns between.
+    for start in range(0, len(probes), PROBES_AT_ONCE):
+        answering = engine.answer(
+            {probe.id: context_of([], probe.question) for probe in probes[start : start + PROBES_AT_ONCE]},
+            max_tokens=ANSWER_TOKENS,
+            strength=strength,
+            adapter=choice.adapter,
+            asker=this_tab(),
+            goes_on=False,
+        )
+        follow(answering, take, lambda _: draw(min(1.0, tokens / (len(probes) * ANSWER_TOKENS))))
     leaking = sum(shows_knowledge(probe, texts[probe.id]) for probe in probes)
     leak_rates()[_rate_key(choice, strength)] = leaking / len(probes)
 

@@ -193,6 +193,37 @@ def test_a_page_that_no_longer_wants_its_answer_stops_it(place):
     assert list(alone.texts) == ["base"]
 
 
+def test_a_tab_that_measures_lets_others_ask_between(place, monkeypatch):
+    import demo.model
+    from demo.choices import all_choices
+    from unlearn_mlx.language_model.engine import context_of
+
+    monkeypatch.setattr(demo.model, "PROBES_AT_ONCE", 2)
+    choice = all_choices()["runs/odd"]
+    engine = demo.model.engine_of(choice.model_name)
+    others = []
+
+    def draw(share):
+        if not others:
+            others.append(engine.answer({"base": context_of([], "Who?")}, max_tokens=2, asker="another tab"))
+        else:
+            others.append(others[0].started.is_set())
+
+    demo.model.measure_leak_rate(engine, choice, 0.75, draw)
+    assert others[-1] is True
+
+
+def test_a_long_conversation_keeps_its_start_for_some_turns():
+    from demo.model import TURNS_KEPT, Manner, Turn, turns_fed_back
+
+    turns = [Turn(str(number), Manner(("base",))) for number in range(20)]
+    told = [turns_fed_back(turns[:count]) for count in range(1, 21)]
+    for count, earlier in enumerate(told):
+        assert earlier == turns[count - len(earlier) : count]
+        assert min(count, 4) <= len(earlier) <= TURNS_KEPT
+    assert len({earlier[0].question for earlier in told if earlier}) <= 6
+
+
 def test_text_from_outside_is_never_markup(place):
     app = ready()
     ask(app, EVIL)
@@ -219,12 +250,26 @@ def test_a_model_that_is_gone_is_said_with_a_way_out(place):
 
     with pytest.raises(Exception, match="config"):
         engine_of(str(place / "gone")).wait_until_ready()
-    app.run()
+    app.run().run()
     assert any("config" in error.value for error in app.error)
     assert any(button.label == "Load again" for button in app.button)
     app.chat_input[0].set_value("Who?").run()
     assert not app.exception
     engine_of.clear()
+
+
+def test_tabs_with_two_models_do_not_take_the_memory_from_each_other(place, tiny_folder, tmp_path):
+    from demo.model import engine_of, model_in_memory
+
+    other = str(shutil.copytree(tiny_folder, tmp_path / "other"))
+    app = ready()
+    engine_of(other)
+    for _ in range(3):
+        app.run()
+    assert any("is loaded when you ask" in text for text in texts(app))
+    assert model_in_memory() == other
+    assert ask(app, "Who?").state == "answered"
+    assert model_in_memory() == app_model(place)
 
 
 def test_results_of_a_run_with_every_answer(place):

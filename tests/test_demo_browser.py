@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 
 import psutil
 import pytest
@@ -129,15 +130,36 @@ def test_tokens_come_one_by_one_stop_toggle_reload_and_a_second_tab(tab):
     assert "J.K. Rowling" in first.locator(".said mark").all_inner_texts()
 
 
-def test_the_server_listens_on_loopback_alone(address):
+def test_a_closed_tab_leaves_nothing_running(tab, address):
+    page = tab()
+    set_length(page, "End")
+    ask(page, "Tell me a long story about a village, with all of its people.")
+    words_of_base(page)
+    page.context.close()
+    # The answer would have gone on for most of a minute.
+    process, _ = listener(address)
+    for _ in range(15):
+        before = process.cpu_times().user
+        time.sleep(1)
+        if process.cpu_times().user - before < 0.3:
+            return
+    pytest.fail("the model goes on answering nobody")
+
+
+def listener(address):
+    """The process that serves an address, and on which address of this machine."""
     port = int(address.rsplit(":", 1)[1])
-    servers = [
-        connection.laddr.ip
+    [found] = [
+        (process, connection.laddr.ip)
         for process in psutil.Process().children()
         for connection in process.net_connections()
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
     ]
-    assert servers == ["127.0.0.1"]
+    return found
+
+
+def test_the_server_listens_on_loopback_alone(address):
+    assert listener(address)[1] == "127.0.0.1"
 
 
 def test_markup_in_a_question_is_shown_as_it_was_typed(tab):

@@ -1,11 +1,13 @@
 """One engine for many askers: each gets its own answer whole, in its turn and in its mode."""
 
 import threading
+import time
 
 import pytest
 
 from tests.helpers import QUESTIONS, strong_adapter
 from unlearn_mlx.errors import EnvironmentCannot, UserError
+from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.language_model.engine import Engine, context_of
 from unlearn_mlx.language_model.models import load_model, resolve_model
 
@@ -94,6 +96,39 @@ def test_what_is_cancelled_ends_at_once_and_leaves_the_model_as_it_was(engine):
         pass
     assert list(waiting) == []
     assert said(engine, QUESTIONS[0], ["base"]) == before
+
+
+def test_the_next_question_of_a_conversation_waits_for_its_own_words_alone(engine, tiny_model, monkeypatch):
+    computed = []
+    logits_at = ChatModel.logits_at
+
+    def counting(model, tokens, *rest):
+        computed.append(tokens.shape[1])
+        return logits_at(model, tokens, *rest)
+
+    monkeypatch.setattr(ChatModel, "logits_at", counting)
+    first = said(engine, QUESTIONS[0], MODES[2])
+    # Beside the prompt, what follows the answers is computed as soon as nobody waits.
+    until = time.monotonic() + 30
+    while sum(width > 1 for width in computed) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    computed.clear()
+    told = {
+        mode: [*context_of([], QUESTIONS[0]), {"role": "assistant", "content": text.strip()}]
+        for mode, text in first.items()
+    }
+    asked = {mode: context_of(conversation, QUESTIONS[1]) for mode, conversation in told.items()}
+    texts = dict.fromkeys(asked, "")
+    for piece in engine.answer(asked, max_tokens=12):
+        texts[piece.mode] += piece.text
+    alone = tiny_model.chat_tokens([{"role": "user", "content": QUESTIONS[1]}])
+    nothing = tiny_model.chat_tokens([{"role": "user", "content": ""}])
+    assert computed[0] <= len(alone) - len(nothing) + 8  # what closes a message and opens the next
+    # Nothing of it shows in what is said.
+    monkeypatch.undo()
+    for mode, conversation in asked.items():
+        again = engine.answer({mode: conversation}, max_tokens=12, goes_on=False)
+        assert "".join(piece.text for piece in again) == texts[mode]
 
 
 def test_adapters_change_places_without_a_trace(engine, adapters):

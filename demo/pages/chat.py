@@ -12,7 +12,7 @@ from demo.model import (
     follow,
     known_leak_rate,
     measure_leak_rate,
-    models_asked_for,
+    model_in_memory,
     open_probes,
     show_loading,
 )
@@ -35,7 +35,8 @@ def show() -> None:
     turns: list[Turn] = st.session_state.setdefault("talks", {}).setdefault(choice.key, [])
     if typed := st.chat_input("Ask anything", max_chars=2000):
         st.session_state["question"] = typed
-    is_wanted = choice.model_name in models_asked_for() or "question" in st.session_state
+    is_asked = "question" in st.session_state or any(turn.state == "asked" for turn in turns)
+    is_wanted = is_asked or choice.model_name == model_in_memory()
     engine = engine_of(choice.model_name) if is_wanted else None
     with st.sidebar:
         manner = show_settings(engine, choice)
@@ -52,7 +53,7 @@ def show() -> None:
     for turn in turns[:-1]:
         show_turn(choice, turn)
     if turns:
-        show_last(engine or engine_of(choice.model_name), choice, turns)
+        show_last(engine, choice, turns)
 
 
 def show_settings(engine: Engine | None, choice: Choice) -> Manner:
@@ -116,14 +117,19 @@ def show_strength(engine: Engine | None, choice: Choice) -> None:
             disabled=not is_ready(engine),
         )
         if clicked and engine:
+            stop = st.empty()
+            # A click ends this run of the script, and the answers with it.
+            stop.button("Stop measuring", icon=":material/stop_circle:")
             try:
                 measure_leak_rate(engine, choice, strength, lambda done: place.progress(done, "Asking …"))
             except UserError as error:
                 place.error(label(str(error)), icon=":material/error:")
+            stop.empty()
             rate = known_leak_rate(choice, strength)
     if rate is not None:
         place.caption(
-            f"At {strength:g}, **{rate:.0%}** of {count or 'the'} open questions on the topic leak."
+            f"At {strength:g}, **{rate:.0%}** of {count or 'the'} open questions on the topic leak "
+            "(in the likeliest answer)."
         )
 
 
@@ -151,12 +157,12 @@ def show_examples(choice: Choice) -> None:
                 )
 
 
-def show_last(engine: Engine, choice: Choice, turns: list[Turn]) -> None:
+def show_last(engine: Engine | None, choice: Choice, turns: list[Turn]) -> None:
     """The last question: its answers as they come, if it was just asked, and what can be done about it."""
     turn = turns[-1]
     places = open_turn(turn)
     status, controls = st.empty(), st.empty()
-    if turn.state == "asked":
+    if turn.state == "asked" and engine:
         turn.state = "answering"
         controls.button("Stop", icon=":material/stop_circle:", key="stop")
 

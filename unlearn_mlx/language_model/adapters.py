@@ -165,14 +165,20 @@ def load_adapter(model: nn.Module, folder: Path) -> Adapter:
 
 def set_row_strengths(model: nn.Module, strengths: Sequence[float | None] | None) -> None:
     """Give each row of the next batch its own adapter strength (None: 1, as trained); None ends that."""
+    rows = None if strengths is None else tuple(1.0 if each is None else each for each in strengths)
+    # Asked for at every token, and finding the layers takes milliseconds.
+    if model.__dict__.get("row_strengths") == rows:
+        return
+    model.__dict__["row_strengths"] = rows
+    scales: dict[float, mx.array] = {}  # one array for all layers of a scale
     for module in _lora_layers(model):
-        trained = module.__dict__.get("trained_scale", module.scale)
-        if strengths is None:
-            module.scale = trained
-            continue
-        module.__dict__["trained_scale"] = trained
-        rows = [1.0 if strength is None else strength for strength in strengths]
-        module.scale = trained * mx.array(rows)[:, None, None]
+        trained = module.__dict__.pop("trained_scale", module.scale)
+        module.scale = trained
+        if rows is not None:
+            module.__dict__["trained_scale"] = trained
+            if trained not in scales:
+                scales[trained] = trained * mx.array(rows)[:, None, None]
+            module.scale = scales[trained]
 
 
 def _lora_layers(model: nn.Module) -> list[LoRALinear]:

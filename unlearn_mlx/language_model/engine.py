@@ -9,11 +9,15 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_mlx.errors import Cancelled, EnvironmentCannot, UserError
+
+if TYPE_CHECKING:
+    from unlearn_mlx.language_model.generation import Request
 
 Mode = str  # "base" or "adapter"; every name but "base" is answered with the adapter on
 
@@ -75,6 +79,7 @@ class _Question:
     seed: int
     strength: float
     adapter: Path | None
+    goes_on: bool
     answering: Answering
 
 
@@ -105,6 +110,11 @@ class _Line:
             if questions:
                 self._by_asker[asker] = questions
             return question
+
+    def is_idle(self) -> bool:
+        """Whether nobody waits, and more may come."""
+        with self._changed:
+            return not self._by_asker and self._end is None
 
     def close(self, reason: BaseException) -> None:
         """Take no more questions: ``put`` raises the reason from now on."""
@@ -142,17 +152,21 @@ class Engine:
         strength: float = 1.0,
         adapter: Path | None = None,
         asker: str = "",
+        goes_on: bool = True,
     ) -> Answering:
         """Answer one conversation a mode; several are decoded in one batch.
 
-        ``adapter`` takes the place of the engine's own; askers take turns.
+        ``adapter`` takes the place of the engine's own; askers take turns. Where the conversation
+        ``goes_on``, what was computed of it is kept for its next turn.
 
         Raises:
             UserError: where the engine was closed or could not load its model.
         """
         answering = Answering()
         folder = adapter or self._adapter_folder
-        question = _Question(conversations, temperature, max_tokens, seed, strength, folder, answering)
+        question = _Question(
+            conversations, temperature, max_tokens, seed, strength, folder, goes_on, answering
+        )
         self._line.put(asker, question)
         return answering
 
@@ -184,20 +198,24 @@ class Engine:
         from mlx_lm.models.cache import LRUPromptCache
 
         self._memory = LRUPromptCache(CONVERSATIONS_KEPT, MOST_CONVERSATION_BYTES)
+        if self._error is None:
+            self._warm_up(model)
         while (question := self._line.get()) is not None:
             answering = question.answering
             answering.started.set()
+            next_turn: list[Request] = []
             try:
                 if self._error is not None:
                     raise self._error
                 if not answering.stop.is_set():
-                    self._answer(model, question)
+                    next_turn = self._answer(model, question)
             except Cancelled:
                 pass
             except BaseException as error:
                 answering.pieces.put(error)
             finally:
                 answering.pieces.put(None)
+            self._compute(model, next_turn)
 
     def _attach(self, model: Any, folder: Path) -> Any:
         """The adapter of a folder, attached and switched on, all others off."""
@@ -213,8 +231,9 @@ class Engine:
             self._adapters.pop(next(iter(self._adapters)))
         return adapter
 
-    def _answer(self, model: Any, question: _Question) -> None:
-        from unlearn_mlx.language_model.generation import Request, decode
+    def _answer(self, model: Any, question: _Question) -> "list[Request]":
+        """Answer a question. Returns what is known of the next turn's prompts, where there may be one."""
+        from unlearn_mlx.language_model.generation import decode
 
         modes = list(question.conversations)
         with_base = "base" in modes and len(modes) > 1
@@ -228,23 +247,14 @@ class Engine:
             adapter = self._attach(model, question.adapter)
             adapter.set_strength(1.0 if with_base else question.strength)
         requests = [
-            # The same key: at a temperature both draw the same random numbers.
-            Request(
-                "chat",
-                tuple(model.chat_tokens(conversation)),
-                question.max_tokens,
-                question.temperature,
-                adapter_strength=(0.0 if mode == "base" else question.strength) if with_base else None,
-                weights=(question.strength, *_version(question.adapter))
-                if mode != "base" and question.adapter
-                else "base",
-            )
+            _request(question, mode, model.chat_tokens(conversation), with_base)
             for mode, conversation in question.conversations.items()
         ]
         written: list[list[int]] = [[] for _ in modes]
         shown = [""] * len(modes)
         stopped = question.answering.stop.is_set
-        for index, token in decode(model, requests, question.seed, stopped, self._memory):
+        memory = self._memory if question.goes_on else None
+        for index, token in decode(model, requests, question.seed, stopped, memory):
             if token is not None:
                 written[index].append(token)
             text = model.text_of(written[index])
@@ -253,6 +263,56 @@ class Engine:
                 piece = text[len(shown[index]) :]
                 shown[index] = text
                 question.answering.pieces.put(Piece(modes[index], piece, finished=token is None))
+        if not question.goes_on:
+            return []
+        said = [
+            [*conversation, {"role": "assistant", "content": text.strip()}]
+            for conversation, text in zip(question.conversations.values(), shown, strict=True)
+        ]
+        return [
+            replace(request, tokens=_start_of_next_turn(model, conversation), max_tokens=1)
+            for request, conversation in zip(requests, said, strict=True)
+        ]
+
+    def _warm_up(self, model: Any) -> None:
+        """Compute how every conversation starts: the first use of a model costs seconds."""
+        from unlearn_mlx.language_model.generation import Request
+
+        for adapter in self._adapters.values():
+            adapter.switch(False)
+        self._compute(model, [Request("chat", _start_of_next_turn(model, []), 1, weights=("base",))])
+
+    def _compute(self, model: Any, requests: "list[Request]") -> None:
+        """Put prompts into the memory while nobody waits; what is drawn after them is nobody's."""
+        from unlearn_mlx.language_model.generation import decode
+
+        if requests and self._line.is_idle():
+            with suppress(Exception):  # the next question meets it again, and says so
+                for _ in decode(model, requests, 0, memory=self._memory):
+                    pass
+
+
+def _request(question: _Question, mode: Mode, tokens: list[int], with_base: bool) -> "Request":
+    from unlearn_mlx.language_model.generation import Request
+
+    weights: tuple[Any, ...] = ("base",)
+    if mode != "base" and question.adapter:
+        weights = (question.strength, *_version(question.adapter))
+    return Request(
+        "chat",  # the same key: at a temperature both draw the same random numbers
+        tuple(tokens),
+        question.max_tokens,
+        question.temperature,
+        adapter_strength=(0.0 if mode == "base" else question.strength) if with_base else None,
+        weights=weights,
+    )
+
+
+def _start_of_next_turn(model: Any, said: list[dict[str, str]]) -> tuple[int, ...]:
+    """The tokens that every further question of a conversation has before its own."""
+    from unlearn_mlx.language_model.prefixes import common_prefix
+
+    return tuple(common_prefix([model.chat_tokens(context_of(said, other)) for other in ("a", "b")]))
 
 
 def _version(folder: Path) -> tuple[Path, int]:
