@@ -13,10 +13,10 @@ from textual.app import App, ScreenStackError, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
+from tui.actions import actions_of
 from tui.dialogs import Choice
 from tui.entries import Entry, all_entries, run_entry
 from tui.following import Following
-from tui.help import Help, actions_of
 from tui.section import SECTIONS, Section
 from tui.talking import Talking
 from tui.text import one_line
@@ -236,6 +236,8 @@ class UnlearnApp(App[None]):
 
     def action_help(self) -> None:
         """What this screen is for, and its keys."""
+        from tui.help import Help  # Markdown takes long to import
+
         self.push_screen(Help(self.screen.HELP or "", actions_of(self.screen)))
 
     async def action_quit(self) -> None:
