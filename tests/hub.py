@@ -21,6 +21,7 @@ class Hub:
         self.requests: list[str] = []
         self.sent = Counter()
         self.faults: list[tuple[str, int, int]] = []  # pattern, status, how often
+        self.held: threading.Event | None = None  # weights wait for it
         self.cut_after: int | None = None  # bytes of the next large download, then the line goes dead
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.server.daemon_threads = True
@@ -210,6 +211,8 @@ def _resolve(hub, request, body, name, revision, path):
         start = int(re.match(r"bytes=(\d+)-", wanted)[1])
         headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         status = 206
+    if hub.held and request.command == "GET" and path.endswith(".safetensors"):
+        hub.held.wait()
     part = data[start:]
     headers["Content-Length"] = str(len(part))
     if request.command == "GET" and hub.cut_after is not None and len(part) > hub.cut_after:

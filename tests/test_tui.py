@@ -1,11 +1,14 @@
 """The terminal app, as somebody uses it: under a pilot, on recorded events and on the real engine."""
 
 import json
+import threading
+import time
 
 import psutil
 
 from tests.helpers import strong_adapter
 from tests.tui_driver import (
+    Ended,
     children,
     drive,
     finished_run,
@@ -17,13 +20,18 @@ from tests.tui_driver import (
     until,
     write,
 )
-from tui.chat_screen import TurnView
+from tui.new_run import OWN
 from tui.table import RowTable
+from tui.turn_view import TurnView
 from unlearn_mlx.runs import open_run
 
 
 def current(app):
     return app.screen.query_one(RowTable).current
+
+
+def notified(app):
+    return "\n".join(note.message for note in app._notifications)
 
 
 # Home
@@ -50,15 +58,18 @@ def test_every_section_is_a_number_key_and_every_action_is_in_palette_footer_and
             await pilot.press("escape" if section == "result" else "f24", f"f{key}")
             await until(pilot, lambda section=section: app.current_mode == section)
             await until(pilot, lambda: getattr(app.screen, "is_built", False))
-            shown = {binding.action for _, binding, *_ in app.screen.active_bindings.values() if binding.show}
-            told = {command.title for command in app.get_system_commands(app.screen)}
-            for _, binding, *_ in app.screen.active_bindings.values():
-                if binding.action in shown and binding.description and not binding.system:
-                    assert binding.description in told
-        await pilot.press("f12")
-        await until(pilot, lambda: app.screen.query("HelpPanel"))
+            footer = {str(key.description) for key in app.screen.query("FooterKey")}
+            own = {binding.description for binding in type(app.screen).BINDINGS}
+            assert own & footer and {"Quit", "Help", "More"} <= footer
+            palette = {command.title for command in app.get_system_commands(app.screen)}
+            assert footer | own <= palette | {"More"}
+            await pilot.press("f12")
+            await until(pilot, lambda: "arrow keys scroll" in screen_text(app))
+            assert all(name in screen_text(app) for name in footer | own)
+            await pilot.press("escape")
+            await until(pilot, lambda: len(app.screen_stack) == 1)
 
-    drive(flow, run=path)
+    drive(flow, (80, 120), path)
 
 
 def test_a_run_that_was_cut_off_says_so_and_offers_to_go_on(workplace):
@@ -124,13 +135,18 @@ def test_recorded_events_are_shown_as_stages_samples_plots_and_log(workplace):
         await go_to(pilot, app, "run")
         await until(pilot, lambda: "validation at step" in screen_text(app))
         shown = screen_text(app)
-        assert "✓ Training" in shown and "loss, nats a token" in shown and "✗" in shown
+        assert "✓ Training" in shown and "loss, nats a token: " in shown and "✗" in shown
         await pilot.press("slash")
         await write(pilot, "validation")
         await until(pilot, lambda: "Evaluation done" not in screen_text(app))
         assert "validation at step" in screen_text(app)
         await pilot.press("escape", "s")
         await until(pilot, lambda: list(path.glob("log-*.txt")))
+        await pilot.resize_terminal(80, 24)
+        samples = app.screen.query_one("#samples")
+        await pilot.press("v")
+        await until(pilot, lambda: samples.size.width > 60)
+        assert samples.virtual_size.width <= samples.size.width  # no line is cut off
 
     drive(flow, (140, 45), path)
     assert "validation at step" in next(path.glob("log-*.txt")).read_text()
@@ -169,8 +185,49 @@ def test_a_worker_that_is_killed_becomes_a_message_with_the_cause_and_a_resume(w
         children()[0].kill()
         await until(pilot, lambda: "killed by signal 9" in app.message)
         await until(pilot, lambda: "out of memory" in screen_text(app) and "r goes on" in screen_text(app))
+        await pilot.press("r")
+        await until(pilot, lambda: "at work" in screen_text(app))
+        await pilot.press("x", "x")
+        await until(pilot, lambda: app.message, 30)
+        assert "killed" not in app.message and "Stopped" in app.message
 
     drive(flow, run=path)
+
+
+def test_the_death_of_a_worker_is_told_while_another_run_is_open(workplace, tiny_folder):
+    path = tiny_run(workplace, tiny_folder, epochs=100.0, batch_rows=1)
+    finished_run(workplace)
+
+    async def flow(pilot, app):
+        working = app.entry
+        app.start(["train"])
+        await until(pilot, lambda: app.following.loss, 60)
+        app.open(next(entry for entry in app.entries if entry.path.name == "harry-potter"))
+        children()[0].kill()
+        await until(pilot, lambda: "Harry Potter · tiny: The worker was killed by signal 9" in notified(app))
+        assert not app.message
+        app.open(working)
+        await go_to(pilot, app, "run")
+        await until(
+            pilot, lambda: "killed by signal 9" in screen_text(app) and "r goes on" in screen_text(app)
+        )
+
+    drive(flow, run=path)
+
+
+def test_what_ended_a_worker_is_told_after_the_app_was_opened_anew(workplace):
+    path = finished_run(workplace)
+    with (path / "events.jsonl").open("a") as events:
+        event = {"time": time.time(), "stage": "train", "kind": "stage", "state": "running"}
+        events.write(json.dumps(event) + "\n")
+    (path / "worker.log").write_text("[METAL] Command buffer execution failed: Insufficient Memory\n")
+
+    async def flow(pilot, app):
+        await go_to(pilot, app, "run")
+        await until(pilot, lambda: "cut off in training: [METAL]" in screen_text(app))
+        assert "r goes on" in screen_text(app)
+
+    drive(flow, (140, 45), path)
 
 
 def test_quitting_while_a_run_works_asks_and_what_goes_on_is_found_again(workplace, tiny_folder):
@@ -196,6 +253,60 @@ def test_quitting_while_a_run_works_asks_and_what_goes_on_is_found_again(workpla
 
     drive(come_back, run=path)
     assert open_run(path).manifest["stages"]["train"]["state"] == "cancelled"
+
+
+# Fetching a model
+
+
+def fetching_run(hub, workplace, tiny_folder, monkeypatch):
+    """A hub with the tiny model, for this process and for those that it starts."""
+    hub.add_model("owner/tiny", {path.name: path.read_bytes() for path in tiny_folder.iterdir()})
+    for name, value in hub.environment(workplace / "hub").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(workplace / "hub" / "hub"))
+
+
+async def ask_for_a_hub_model(pilot, app):
+    await pilot.press("n")
+    await until(pilot, lambda: app.screen.query("#topic"))
+    await until(pilot, lambda: app.screen.query_one("#model").value is not None)
+    await write(pilot, "Cheese")
+    app.screen.query_one("#model").value = OWN
+    app.screen.query_one("#own-model").value = "owner/tiny"
+    await pilot.press("ctrl+s")
+
+
+def test_a_model_is_fetched_with_its_progress_before_the_run_begins(
+    on_hub, workplace, tiny_folder, monkeypatch
+):
+    fetching_run(on_hub, workplace, tiny_folder, monkeypatch)
+    monkeypatch.setattr("tui.working.start_child", lambda run, stages: Ended(0))
+    on_hub.held = threading.Event()
+
+    async def flow(pilot, app):
+        await ask_for_a_hub_model(pilot, app)
+        await until(pilot, lambda: "Fetching owner/tiny: 0.0 GB" in text_of(app, "#complaint"), 60)
+        on_hub.held.set()
+        await until(pilot, lambda: app.current_mode == "run", 60)
+
+    drive(flow)
+    assert open_run(workplace / "runs" / "cheese").model_name == "owner/tiny"
+
+
+def test_quitting_while_a_model_is_fetched_ends_the_fetching(on_hub, workplace, tiny_folder, monkeypatch):
+    fetching_run(on_hub, workplace, tiny_folder, monkeypatch)
+    on_hub.held = threading.Event()
+
+    async def flow(pilot, app):
+        await ask_for_a_hub_model(pilot, app)
+        await until(pilot, lambda: any("tiny" in request for request in on_hub.requests), 60)
+        await pilot.press("ctrl+q")
+        await until(pilot, lambda: not app.is_running)
+
+    drive(flow)
+    on_hub.held.set()
+    assert not psutil.Process().children(recursive=True)
+    assert not (workplace / "runs").exists()
 
 
 # Data
@@ -245,9 +356,16 @@ def test_a_name_that_is_added_stands_in_the_topic_file(workplace):
         await write(pilot, "Gringotts Vault, Vault 713")
         await pilot.press("enter")
         await until(pilot, lambda: "68 names" in text_of(app, "#counts"))
+        assert open_run(path).topic.entities["places"]["Gringotts Vault"] == ["Vault 713"]
+
+        await pilot.press("g", "e")
+        await until(pilot, lambda: "own name stays" in notified(app))
+        assert "Gringotts Vault" in (path / "topic.toml").read_text()
+        await pilot.press("u")
+        await until(pilot, lambda: "67 names" in text_of(app, "#counts"))
 
     drive(flow, run=path)
-    assert open_run(path).topic.entities["places"]["Gringotts Vault"] == ["Vault 713"]
+    assert "Gringotts Vault" not in open_run(path).topic.entities["places"]
 
 
 # Chat
@@ -306,6 +424,18 @@ def test_an_answer_is_stopped_by_escape_and_typing_goes_on_meanwhile(workplace, 
 
 
 # Result
+
+
+def test_no_cell_of_the_map_is_cut_off_where_there_are_many_forms(workplace):
+    async def flow(pilot, app):
+        app.open(next(entry for entry in app.entries if entry.path.name == "harry-potter"))
+        await go_to(pilot, app, "result")
+        for width in (80, 140):
+            await pilot.resize_terminal(width, 300)
+            await until(pilot, lambda: "in context" in screen_text(app) and "cross" in screen_text(app))
+            assert "→…" not in screen_text(app) and "/…" not in screen_text(app)
+
+    drive(flow)
 
 
 def test_the_adapter_is_copied_where_mlx_lm_finds_it(workplace, tiny_model):

@@ -4,6 +4,7 @@ import json
 
 from tests.helpers import strong_adapter
 from tests.tui_driver import (
+    Ended,
     drive,
     finished_run,
     go_to,
@@ -14,6 +15,7 @@ from tests.tui_driver import (
     write,
 )
 from tui.conversation import Conversation, Reply, Turn
+from tui.entries import run_entry
 from tui.following import Following
 from tui.slider import Slider
 from tui.table import RowTable
@@ -47,18 +49,6 @@ def test_a_run_that_was_cut_off_goes_on_by_a_key(workplace, monkeypatch):
 
     drive(flow)
     assert started == [path]
-
-
-class Ended:
-    """A worker that has ended."""
-
-    pid = 2**31 - 1
-
-    def __init__(self, code):
-        self.returncode = code
-
-    def poll(self):
-        return self.returncode
 
 
 def test_a_worker_that_fails_is_told_by_the_last_line_of_its_log(workplace, monkeypatch):
@@ -138,6 +128,45 @@ def test_training_on_edited_pairs_begins_with_the_answers(workplace, monkeypatch
     assert list(open_run(path).manifest["stages"]) == ["questions"]
 
 
+def test_an_earlier_reply_is_chosen_copied_and_marked(workplace, monkeypatch):
+    path = finished_run(workplace)
+    monkeypatch.setattr("tui.talking.Talking.prepare", lambda *_: None)
+    (workplace / "pbcopy").write_text(f"#!/bin/sh\ncat > {workplace}/copied\n")
+    (workplace / "pbcopy").chmod(0o755)
+    monkeypatch.setenv("PATH", str(workplace), prepend=":")
+
+    async def flow(pilot, app):
+        await go_to(pilot, app, "chat")
+        for said in ("A wizard.", "A baker."):
+            app.screen.show_turn(Turn("Who is it?", {"base": Reply(said, 3, 1.0, 2.0, "answered")}, 1, 0))
+        await until(pilot, lambda: "A baker." in screen_text(app))
+        await pilot.press("up")
+        await until(pilot, lambda: "▸ base" in screen_text(app))
+        await pilot.press("ctrl+y", "ctrl+l")
+        await until(pilot, lambda: (workplace / "copied").exists() and (path / "marked.jsonl").exists())
+        assert "marked as a leak" in screen_text(app)
+
+    drive(flow, run=path)
+    assert (workplace / "copied").read_text() == "A wizard."
+    assert read_rows(path / "marked.jsonl")[0]["answer"] == "A wizard."
+
+
+def test_answers_that_a_worker_writes_meanwhile_appear(workplace):
+    path = finished_run(workplace)
+
+    async def flow(pilot, app):
+        await go_to(pilot, app, "data")
+        await until(pilot, lambda: current(app))
+        question = read_rows(path / "questions.jsonl")[0]
+        row = {"question_id": question["id"], "answer": "A ferry on the Rhine.", "accepted": True}
+        write_rows(path / "answers.jsonl", [row])
+        await until(pilot, lambda: "1 of 1 pairs" in text_of(app, "#counts"))
+        await pilot.press("f", "f")
+        assert app.focused.id == "reason"
+
+    drive(flow, run=path)
+
+
 def test_strength_zero_is_the_base_and_the_slider_is_moved_by_keys(workplace, tiny_model):
     path = tiny_chat(workplace, tiny_model, strong_adapter(tiny_model))
 
@@ -157,7 +186,11 @@ def test_strength_zero_is_the_base_and_the_slider_is_moved_by_keys(workplace, ti
         said = [reply.text for reply in turns[0].replies.values()]
         assert len(said) == 2 and said[0] == said[1] != ""
         await pilot.press("ctrl+y")
-        assert app.clipboard == said[1].strip()
+        await until(pilot, lambda: app.clipboard == said[1].strip())
+        app.open(next(entry for entry in app.entries if entry.path.name == "harry-potter"))
+        await until(pilot, lambda: not app.screen.conversation.turns)
+        app.open(run_entry(path))
+        await until(pilot, lambda: "you: Who is it?" in screen_text(app))
         await pilot.press("ctrl+n")
         await until(pilot, lambda: not app.screen.conversation.turns)
 

@@ -101,3 +101,15 @@ def children() -> list[psutil.Process]:
         for child in psutil.Process().children(recursive=True)
         if child.status() != psutil.STATUS_ZOMBIE and "unlearn_mlx.pipeline" in " ".join(child.cmdline())
     ]
+
+
+class Ended:
+    """A worker that has ended."""
+
+    pid = 2**31 - 1
+
+    def __init__(self, code: int) -> None:
+        self.returncode = code
+
+    def poll(self) -> int:
+        return self.returncode

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,13 +13,15 @@ from textual.app import App, ScreenStackError, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
+from tui.actions import actions_of
 from tui.dialogs import Choice
 from tui.entries import Entry, all_entries, run_entry
 from tui.following import Following
 from tui.section import SECTIONS, Section
 from tui.talking import Talking
 from tui.text import one_line
-from tui.working import Workers
+from tui.working import Workers, last_words
+from unlearn_mlx.cli_view import plain
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.runs import STAGES
 
@@ -52,6 +55,7 @@ class UnlearnApp(App[None]):
         ),
         Binding("question_mark,f12", "help", "Help", key_display="?"),
         Binding("ctrl+q", "quit", "Quit", priority=True),
+        Binding("ctrl+p", "command_palette", "More", priority=True),
     ]
 
     def __init__(self, run: Path | None = None) -> None:
@@ -62,7 +66,7 @@ class UnlearnApp(App[None]):
         self.following = Following(run) if run else None
         self.pipelines = Workers()
         self.talking = Talking()
-        self.message = ""  # why the open run's worker ended, where that needs telling
+        self._messages: dict[Path, str] = {}  # how the workers of this app ended, by run
         self._stopping: set[Path] = set()
         self._looking = False
 
@@ -78,13 +82,17 @@ class UnlearnApp(App[None]):
     def open(self, entry: Entry) -> None:
         """Open a run or a shipped adapter; every screen shows it from now on."""
         if self.entry is None or self.entry.path != entry.path:
-            self.message = ""
             self.following = Following(entry.path) if entry.run else None
         self.entry = entry
         if self.following:
             self.following.update()
         if screen := self._section():
             screen.show_entry()
+
+    @property
+    def message(self) -> str:
+        """How the open run's worker ended; empty while it works, or where this app did not start it."""
+        return self._messages.get(self.entry.path.resolve(), "") if self.entry else ""
 
     def state_of(self, entry: Entry) -> str:
         """How far an entry is, and whether anybody works on it."""
@@ -100,7 +108,7 @@ class UnlearnApp(App[None]):
 
     def is_stopping(self, path: Path) -> bool:
         """Whether a run's worker was asked to stop and still works."""
-        return path in self._stopping and self.is_working(path)
+        return path.resolve() in self._stopping and self.is_working(path)
 
     # Looking
 
@@ -135,7 +143,8 @@ class UnlearnApp(App[None]):
             was_running = self.following.running
             if self.following.update() and was_running != self.following.running:
                 self.look_around()
-            self._see_end(self.entry.path)
+        for path, code in self.pipelines.own_ended().items():
+            self._see_end(path, code)
         if screen := self._section():
             screen.tick()
 
@@ -147,26 +156,33 @@ class UnlearnApp(App[None]):
             return None
         return screen if isinstance(screen, Section) and screen.is_built else None
 
-    def _see_end(self, path: Path) -> None:
-        """Say why a worker ended, where it did not just finish."""
-        code = self.pipelines.own_exit(path)
-        if code is None:
-            return
-        assert self.following is not None
-        self.following.update()
+    def _see_end(self, path: Path, code: int) -> None:
+        """Say how a worker ended, and why where it did not just finish."""
+        was_stopped = path in self._stopping
         self._stopping.discard(path)
-        if code < 0:
-            self.message = f"The worker was killed by signal {-code} (out of memory?)."
-        elif code == Cancelled.exit_code:
-            self.message = "Stopped; what was finished is kept."
-        elif code:
-            self.message = self.following.error or f"The worker failed: {_last_line(path / 'worker.log')}"
+        following = self.following if self._is_open(path) else Following(path)
+        assert following is not None
+        following.update()
+        if code == 0:
+            message = "Done."
+        elif code == Cancelled.exit_code or (code < 0 and was_stopped):
+            message = "Stopped; what was finished is kept."
+        elif code == -signal.SIGKILL:
+            message = "The worker was killed by signal 9 (out of memory?)."
         else:
-            self.message = "Done."
-            self.notify(f"{self.entry.topic_name if self.entry else 'The run'}: done.")
-        if code not in (0, Cancelled.exit_code):
-            self.notify(self.message, severity="error", markup=False)
+            how = f"was ended by signal {-code}" if code < 0 else "failed"
+            said = following.error or last_words(path, following.began) or "it left no log"
+            message = f"The worker {how}: {said}"
+        self._messages[path] = message
+        name = next((entry.name for entry in self.entries or [] if entry.path.resolve() == path), path.name)
+        failed = not message.startswith(("Done", "Stopped"))
+        self.notify(
+            f"{one_line(name)}: {message}", severity="error" if failed else "information", markup=False
+        )
         self.look_around()
+
+    def _is_open(self, path: Path) -> bool:
+        return self.entry is not None and self.entry.path.resolve() == path
 
     # Working
 
@@ -177,8 +193,8 @@ class UnlearnApp(App[None]):
         elif self.is_working(self.entry.path):
             self.notify("This run is being worked on already.")
         else:
-            self.message = ""
-            self._stopping.discard(self.entry.path)
+            self._messages.pop(self.entry.path.resolve(), None)
+            self._stopping.discard(self.entry.path.resolve())
             self.pipelines.start(self.entry.path, list(stages))
             self.refresh_opened()
 
@@ -188,7 +204,7 @@ class UnlearnApp(App[None]):
             self.notify("Nothing is at work on this run.")
             return
         again = self.is_stopping(self.entry.path)
-        self._stopping.add(self.entry.path)
+        self._stopping.add(self.entry.path.resolve())
         self.pipelines.stop(self.entry.path, at_once=again)
         self.notify(
             "Ended at once: what the last checkpoint holds is kept."
@@ -219,11 +235,10 @@ class UnlearnApp(App[None]):
             await self.switch_mode(section)
 
     def action_help(self) -> None:
-        """Show or hide the help beside the screen."""
-        if self.screen.query("HelpPanel"):
-            self.action_hide_help_panel()
-        else:
-            self.action_show_help_panel()
+        """What this screen is for, and its keys."""
+        from tui.help import Help  # Markdown takes long to import
+
+        self.push_screen(Help(self.screen.HELP or "", actions_of(self.screen)))
 
     async def action_quit(self) -> None:
         """Leave; where a run is at work, ask what becomes of it."""
@@ -265,26 +280,21 @@ class UnlearnApp(App[None]):
 
     async def _leave(self) -> None:
         await asyncio.to_thread(self.talking.close)
-        self.exit()
+        going_on = [one_line(path.name) for path in self.pipelines.running()]
+        told = f"At work without the app: {', '.join(going_on)}. 'unlearn tui' finds it again."
+        self.exit(message=plain(told) if going_on else None)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """Every key of the screen and of the app, and the themes."""
+        """Everything that has a key on the screen, and the themes."""
         yield SystemCommand("Theme", "Change the colours", self.action_change_theme)
-        keys: dict[tuple[str, str], list[str]] = {}
-        nodes = {}
-        for active in screen.active_bindings.values():
-            binding = active.binding
-            if active.enabled and binding.description and not binding.system:
-                command = (binding.description, binding.action)
-                keys.setdefault(command, []).append(self.get_key_display(binding))
-                nodes[command] = active.node
-        for command, names in keys.items():
-            title, action = command
-            yield SystemCommand(
-                title,
-                f"key: {' or '.join(dict.fromkeys(names))}",
-                lambda action=action, node=nodes[command]: self.run_action(action, node),
-            )
+        for each in actions_of(screen):
+            # To move about in a widget is no command.
+            if each.told and each.node in (screen, self):
+                yield SystemCommand(
+                    each.title,
+                    f"{each.keys}: {each.told}",
+                    lambda each=each: self.run_action(each.action, each.node),
+                )
 
 
 def settle() -> None:
@@ -292,11 +302,3 @@ def settle() -> None:
     gc.freeze()
     # The chat's engine runs beside the screen: after a key the screen's turn comes 5 ms later otherwise.
     sys.setswitchinterval(0.001)
-
-
-def _last_line(path: Path) -> str:
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        return "it left no log"
-    return one_line(lines[-1])[:200] if lines else "it left no log"

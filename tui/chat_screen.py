@@ -2,19 +2,21 @@
 
 import asyncio
 import gc
+import shutil
 import time
 from pathlib import Path
 from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import Input, Static
 
 from tui.conversation import MODES, Conversation, Reply, Turn, mark_row
 from tui.section import Section
 from tui.slider import Slider
-from tui.text import leaked_names, one_line, shown, with_leaks
+from tui.text import one_line, shown
+from tui.turn_view import TurnView
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.files import append_rows, write_atomically
 from unlearn_mlx.language_model.engine import Answering, Mode
@@ -23,75 +25,49 @@ from unlearn_mlx.topics import Topic, slug_of
 REDRAW = 1 / 15  # seconds between two drawings of an answer under way
 
 
-class TurnView(Vertical):
-    """One question and its replies, beside each other where there are two."""
-
-    def __init__(self, turn: Turn, topic: Topic | None) -> None:
-        super().__init__(classes="turn")
-        self.turn, self.topic = turn, topic
-        self._is_built = False
-
-    def compose(self) -> ComposeResult:
-        """The question over its replies."""
-        yield Static(shown(f"you: {self.turn.question}"), classes="asked")
-        with Horizontal(classes="replies"):
-            for mode in self.turn.replies:
-                with Vertical(classes=f"reply {mode}"):
-                    yield Static(classes=f"heading {mode}-heading")
-                    yield Static(classes=f"said {mode}-said")
-
-    def on_mount(self) -> None:
-        """Show what is there."""
-        self._is_built = True
-        self.redraw()
-
-    def redraw(self) -> None:
-        """Show the replies as they are now."""
-        if not self._is_built:
-            return
-        for mode, reply in self.turn.replies.items():
-            heading = self.turn.heading(mode)
-            names = leaked_names(self.topic, self.turn.question, reply.text) if self.topic else []
-            if names:
-                heading += f" · ⚠ leaks {', '.join(names)}"
-            if reply.is_marked:
-                heading += " · ⚑ marked as a leak"
-            self.query_one(f".{mode}-heading", Static).update(shown(one_line(heading)))
-            text = reply.text if reply.text or reply.state == "asked" else "(nothing)"
-            self.query_one(f".{mode}-said", Static).update(
-                with_leaks(self.topic, self.turn.question, text.strip())
-            )
-
-
 class ChatScreen(Section):
     """Talks to the open run's model, or to a shipped adapter's."""
 
     HELP = (
         "# Chat\n**ctrl+t** changes who answers: the adapter, the base, or both side by side. Each has "
         "its own memory of the conversation. Names of the topic that the question did not say are set "
-        "off and counted as leaks.\n\nStrength 1 is the adapter as trained, 0 is the base. **Tab** goes "
-        "from the line to the sliders, the arrow keys change them. **Escape** leaves the line, so that 1 "
-        "to 6 change the screen; f1 to f6 do so from anywhere, and f12 is this help."
+        "off and counted as leaks. **Copy** and **Leak** take the last reply, or the one that the arrow "
+        "keys or the mouse have chosen.\n\nStrength 1 is the adapter as trained, 0 is the base. **ctrl+g** "
+        "goes from the line to the sliders and from one to the next, the arrow keys change them. "
+        "**Escape** leaves the line, so that 1 to 6 change the screen; f1 to f6 do so from anywhere."
     )
     section = "chat"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+t", "toggle_mode", "Toggle", priority=True),
+        Binding("ctrl+t", "toggle_mode", "Mode", priority=True),
         Binding("escape", "stop", "Stop"),
         Binding("ctrl+y", "copy", "Copy", priority=True),
-        Binding("ctrl+s", "export", "Export", priority=True),
+        Binding("ctrl+s", "export", "Save", priority=True),
         Binding("ctrl+l", "mark", "Leak", priority=True),
+        Binding("ctrl+g", "set", "Set", priority=True),
+        Binding("up", "pick(-1)", "Earlier reply", show=False, priority=True),
+        Binding("down", "pick(1)", "Later reply", show=False, priority=True),
+        Binding("pageup", "page(-1)", "Back", show=False, priority=True),
+        Binding("pagedown", "page(1)", "On", show=False, priority=True),
         Binding("ctrl+n", "anew", "New", priority=True),
+        # The question mark belongs to the line.
+        Binding("question_mark,f12", "app.help", "Help", key_display="f12"),
     ]
 
     def __init__(self) -> None:
         super().__init__()
         self.mode = "adapter"
-        self.conversation = Conversation()
+        self._conversations: dict[Path | None, Conversation] = {None: Conversation()}
         self._path: Path | None = None  # of what is talked to
+        self._picked: tuple[Turn, Mode] | None = None  # the reply that is copied or marked next
         self._topic: Topic | None = None
         self._answering: Answering | None = None
         self._is_ready = False
         self._since = 0.0
+
+    @property
+    def conversation(self) -> Conversation:
+        """The one with what is open; each is kept as long as the app is."""
+        return self._conversations.setdefault(self._path, Conversation())
 
     def body(self) -> ComposeResult:
         """The conversation, how it is led, and the line to write in."""
@@ -101,7 +77,9 @@ class ChatScreen(Section):
             yield Slider("temperature", 0, 1.5, 0.1, 0, id="temperature")
             yield Slider("length", 16, 512, 16, 128, id="length")
         yield Static(id="chat-state")
-        yield Input(id="question", placeholder="ask something, enter sends", compact=True)
+        yield Input(
+            id="question", placeholder="ask something: enter sends, escape leaves the line", compact=True
+        )
 
     def on_mount(self) -> None:
         """Draw answers by a timer, so that keys are never behind tokens."""
@@ -110,7 +88,7 @@ class ChatScreen(Section):
         super().on_mount()
 
     def opened(self) -> None:
-        """Begin anew where another model is open, and load it."""
+        """Show the conversation with what is open, and load its model."""
         entry = self.entry
         if entry is not None and entry.path != self._path:
             self._path = entry.path
@@ -120,7 +98,7 @@ class ChatScreen(Section):
             except UserError as error:
                 self._topic = None
                 self.notify(str(error), severity="error", markup=False)
-            self._clear()
+            self._show_conversation()
         if entry is not None:
             self.mode = self.mode if entry.adapter else "base"
             self._is_ready, self._since = False, time.monotonic()
@@ -148,7 +126,8 @@ class ChatScreen(Section):
         elif not told:
             loading = "" if self._is_ready else f" · loading ... {time.monotonic() - self._since:.0f} s"
             none = "" if self.entry.adapter else " · no adapter yet: only the base answers"
-            told = f"▸ {self.mode} answers{loading}{none}"
+            who = "both answer" if self.mode == "both" else f"{self.mode} answers"
+            told = f"▸ {who}{loading}{none}"
         self.query_one("#chat-state", Static).update(shown(one_line(told)))
 
     # Asking and answering
@@ -182,6 +161,7 @@ class ChatScreen(Section):
 
     def show_turn(self, turn: Turn) -> None:
         """Add a turn to the conversation, and keep its end in sight."""
+        self._pick(None)
         self.conversation.turns.append(turn)
         self.query_one("#conversation").mount(TurnView(turn, self._topic))
         self.query_one("#conversation", VerticalScroll).anchor()
@@ -212,15 +192,47 @@ class ChatScreen(Section):
     def _last_view(self) -> TurnView:
         return self.query(TurnView).last()
 
-    def _last_reply(self) -> tuple[Turn, Mode] | None:
-        """The last turn and the mode whose reply is meant: the adapter's where both answered."""
+    def _meant_reply(self) -> tuple[Turn, Mode] | None:
+        """The reply that was picked, else the last one: the adapter's where both answered."""
         if not self.conversation.turns:
             self.notify("Nothing was said yet.")
             return None
+        if self._picked:
+            return self._picked
         turn = self.conversation.turns[-1]
         return turn, "adapter" if "adapter" in turn.replies else "base"
 
+    def _pick(self, reply: tuple[Turn, Mode] | None) -> None:
+        """Copy and mark this reply from now on; None: the last one."""
+        self._picked = reply
+        for view in self.query(TurnView):
+            mode = reply[1] if reply and reply[0] is view.turn else None
+            if mode != view.picked:
+                view.picked = mode
+                view.redraw()
+                if mode:
+                    view.scroll_visible(animate=False)
+
+    def on_turn_view_picked(self, event: TurnView.Picked) -> None:
+        """Pick by the mouse."""
+        self._pick((event.turn, event.mode))
+
     # Actions
+
+    def action_pick(self, steps: int) -> None:
+        """Choose the reply that is copied and marked."""
+        replies = [(turn, mode) for turn in self.conversation.turns for mode in turn.replies]
+        meant = self._meant_reply()
+        if meant is not None:
+            here = next(
+                place for place, (turn, mode) in enumerate(replies) if turn is meant[0] and mode == meant[1]
+            )
+            self._pick(replies[max(0, min(len(replies) - 1, here + steps))])
+
+    def action_page(self, pages: int) -> None:
+        """Through the conversation by what is on the screen."""
+        place = self.query_one("#conversation", VerticalScroll)
+        (place.scroll_page_up if pages < 0 else place.scroll_page_down)(animate=False)
 
     def action_toggle_mode(self) -> None:
         """The next one answers from now on."""
@@ -231,6 +243,12 @@ class ChatScreen(Section):
         self.mode = names[(names.index(self.mode) + 1) % len(names)]
         self._show_state()
 
+    def action_set(self) -> None:
+        """To strength, temperature and length in turn, and back to the line."""
+        stops = ["strength", "temperature", "length", "question"]
+        here = self.focused.id if self.focused and self.focused.id in stops else "question"
+        self.query_one(f"#{stops[(stops.index(here or '') + 1) % len(stops)]}").focus()
+
     def action_stop(self) -> None:
         """Stop the answer; without one, leave the line, so that the number keys change the screen."""
         if self._answering is not None:
@@ -239,11 +257,17 @@ class ChatScreen(Section):
             self.set_focus(None)
 
     def action_copy(self) -> None:
-        """Put the last reply on the clipboard."""
-        if found := self._last_reply():
+        """Put the reply on the clipboard."""
+        if found := self._meant_reply():
             turn, mode = found
-            self.app.copy_to_clipboard(turn.replies[mode].text.strip())
-            self.notify("Copied.")
+            self.run_worker(self._copy(turn.replies[mode].text.strip()))
+
+    async def _copy(self, text: str) -> None:
+        self.app.copy_to_clipboard(text)
+        if program := shutil.which("pbcopy"):  # macOS's own terminal lets no program at the clipboard
+            process = await asyncio.create_subprocess_exec(program, stdin=asyncio.subprocess.PIPE)
+            await process.communicate(text.encode())
+        self.notify("Copied.")
 
     def action_export(self) -> None:
         """Write the conversation as Markdown, into the run's directory or the current one."""
@@ -260,14 +284,18 @@ class ChatScreen(Section):
             self.notify(str(error), severity="error", markup=False)
 
     def action_mark(self) -> None:
-        """Mark the last reply as a leak, or take the mark back; kept in the run."""
-        found = self._last_reply()
+        """Mark the reply as a leak, or take the mark back; kept in the run."""
+        found = self._meant_reply()
         if found is None or self.entry is None:
             return
         turn, mode = found
         turn.replies[mode].is_marked = not turn.replies[mode].is_marked
-        self._last_view().redraw()
-        if self.entry.run:
+        for view in self.query(TurnView):
+            if view.turn is turn:
+                view.redraw()
+        if self.entry.run is None:
+            self.notify("Marked here and in what you save; only a run keeps its marks.")
+        else:
             try:
                 append_rows(self.entry.path / "marked.jsonl", [mark_row(turn, mode)])
             except UserError as error:
@@ -275,12 +303,20 @@ class ChatScreen(Section):
 
     def action_anew(self) -> None:
         """Begin another conversation."""
-        self._clear()
+        self._conversations[self._path] = Conversation()
+        self._show_conversation()
         self._show_state()
 
-    def _clear(self) -> None:
+    def _show_conversation(self) -> None:
+        """Draw the conversation with what is open; an answer under way to another is stopped."""
         if self._answering is not None:
             self._answering.cancel()
             self._answering = None
-        self.conversation = Conversation()
-        self.query_one("#conversation").remove_children()
+            for conversation in self._conversations.values():
+                for turn in conversation.turns:
+                    turn.end("stopped")
+        self._picked = None
+        place = self.query_one("#conversation", VerticalScroll)
+        place.remove_children()
+        place.mount_all(TurnView(turn, self._topic) for turn in self.conversation.turns)
+        place.anchor()

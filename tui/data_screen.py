@@ -40,13 +40,15 @@ class DataScreen(Section):
 
     HELP = (
         "# Data\nWhat the model is trained on, and what the filter kept out and why. **a** accepts or "
-        "rejects a pair, **e** edits it, **n** adds your own.\n\nWhat you change is kept in "
+        "rejects a pair, **e** edits it, **n** adds your own. **/** searches, **f** goes to the filters by "
+        "kind and by verdict.\n\nWhat you change is kept in "
         "`edits.jsonl` and holds when the answers are made anew; **t** trains on it."
     )
     section = "data"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("slash", "search", "Search", key_display="/"),
-        Binding("a", "judge", "Accept/reject"),
+        Binding("f", "filter", "Filter"),
+        Binding("a", "judge", "Judge"),
         Binding("e,enter", "edit", "Edit", key_display="e"),
         Binding("n", "add", "Add"),
         Binding("u", "undo", "Undo"),
@@ -73,7 +75,7 @@ class DataScreen(Section):
                 Column("", lambda pair: "✓" if pair.accepted else "✗", 1),
                 Column("question", lambda pair: pair.question),
                 Column("answer", lambda pair: pair.answer),
-                Column("verdict", _verdict, 14),
+                Column("verdict", _verdict, 14, share=0.17),
             ],
             id="pairs",
         )
@@ -85,6 +87,12 @@ class DataScreen(Section):
         self.query_one("#pairs").focus()
         self._read()
 
+    def tick(self) -> None:
+        """Read what a worker, or another app, has written meanwhile."""
+        run = self.entry.run if self.entry else None
+        if run and self._stamp and _stamp_of(run) != self._stamp:
+            self._read()
+
     @work(exclusive=True, group="read")
     async def _read(self) -> None:
         run = self.entry.run if self.entry else None
@@ -92,7 +100,7 @@ class DataScreen(Section):
             self._stamp = ()
             self._show([], [], "A run's questions and answers are shown here: open one on Home.")
             return
-        stamp = (run.path, *(_stamp(run, name) for name in ("questions.jsonl", "answers.jsonl", FILE)))
+        stamp = _stamp_of(run)
         if stamp == self._stamp:
             return
         try:
@@ -178,6 +186,11 @@ class DataScreen(Section):
     def action_search(self) -> None:
         """To the search."""
         self.query_one("#search").focus()
+
+    def action_filter(self) -> None:
+        """To the choice of a kind, and from there to that of a verdict."""
+        kind = self.query_one("#kind")
+        (self.query_one("#reason") if kind.has_focus else kind).focus()
 
     def action_table(self) -> None:
         """To the table."""
@@ -265,12 +278,16 @@ def _load(run: Run) -> tuple[list[Pair], list[str], Topic]:
     return pairs, [fold(f"{pair.question}\n{pair.answer}") for pair in pairs], run.topic
 
 
-def _stamp(run: Run, name: str) -> tuple[int, int] | None:
-    path = run.file(name)
-    if not path.exists():
-        return None
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size
+def _stamp_of(run: Run) -> tuple[object, ...]:
+    """What changes with the files that are shown."""
+    stamp: list[object] = [run.path]
+    for name in ("questions.jsonl", "answers.jsonl", FILE):
+        try:
+            status = run.file(name).stat()
+            stamp += [status.st_mtime_ns, status.st_size]
+        except OSError:
+            stamp.append(None)
+    return tuple(stamp)
 
 
 def _verdict(pair: Pair) -> str:

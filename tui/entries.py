@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unlearn_mlx.cli_view import STAGE_NAMES
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.files import read_json
 from unlearn_mlx.runs import RUNS, STAGES, Run, open_run, run_path
@@ -28,7 +29,12 @@ class Entry:
     @property
     def name(self) -> str:
         """What it is called in a line."""
-        return f"{self.topic_name} · {self.model_name}"
+        return f"{self.topic_name} · {self.short_model_name}"
+
+    @property
+    def short_model_name(self) -> str:
+        """The model without its owner, or the folders that it lies in."""
+        return self.model_name.rstrip("/").rsplit("/", 1)[-1]
 
     @property
     def adapter(self) -> Path | None:
@@ -43,23 +49,21 @@ class Entry:
         return load_topic(rows / "topic.toml")
 
     def state(self, is_working: bool) -> str:
-        """How far it is, in a word or two."""
+        """How far it is: whether it is at work, and on which stage."""
         if self.error:
             return "damaged"
         if self.run is None:
             return "shipped"
         stages = self.run.manifest["stages"]
         states = [stages.get(stage, {}).get("state", "waiting") for stage in STAGES]
-        done = states.count("done")
+        undone = [stage for stage, state in zip(STAGES, states, strict=True) if state != "done"]
+        if not undone:
+            return "working" if is_working else "done"
+        stage = STAGE_NAMES[undone[0]].lower()
         if is_working:
-            return f"working {done}/{len(STAGES)}"
-        if done == len(STAGES):
-            return "done"
-        if "failed" in states:
-            return f"failed {done}/{len(STAGES)}"
-        if "running" in states:
-            return f"cut off {done}/{len(STAGES)}"
-        return f"stopped {done}/{len(STAGES)}" if "cancelled" in states else f"waiting {done}/{len(STAGES)}"
+            return f"working: {stage}"
+        words = {"failed": "failed in", "running": "cut off in", "cancelled": "stopped in"}
+        return f"{words.get(states[STAGES.index(undone[0])], 'before')} {stage}"
 
 
 def run_entry(path: Path) -> Entry:

@@ -90,6 +90,7 @@ class Following:
         self._leak: dict[int, float] = {}
         self.memory = 0  # bytes that mlx took at most
         self.error: str = ""  # of the last attempt
+        self.began = 0.0  # clock of the stage that began last
         self.acceptance: dict[str, Any] = {}
 
     @property
@@ -167,6 +168,7 @@ class Following:
         stage = self.stages[name]
         if state == "running":
             self.error = ""
+            self.began = float(event["time"])
             stage.recent.clear()
             if stage.state == "done":  # it is done again
                 stage.done = 0

@@ -40,10 +40,10 @@ class HomeScreen(Section):
         yield Static(id="attention")
         yield RowTable[Entry](
             [
-                Column("topic", lambda entry: entry.topic_name, 20),
-                Column("model", lambda entry: entry.model_name, 8),
-                Column("state", self._state, 11),
-                Column("leaks", _leaks, 11),
+                Column("topic", lambda entry: entry.topic_name, 18, share=0.2),
+                Column("model", lambda entry: entry.short_model_name, 8, share=0.12),
+                Column("state", self._state, 19),
+                Column("leaks", _leaks, 10),
                 Column("where", _where),
             ],
             id="entries",

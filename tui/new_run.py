@@ -1,8 +1,10 @@
 """What a new run is asked for: topic, model, preset, and every setting for who wants to."""
 
 import asyncio
+from importlib import import_module
 from typing import Any, ClassVar
 
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
@@ -10,6 +12,7 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Button, Collapsible, Input, Label, Select, Static
 
+from tui.command import run_command
 from tui.entries import Entry, free_path, run_entry
 from tui.text import gigabytes, one_line, shown
 from unlearn_mlx.config import PRESETS, Settings, make_settings
@@ -47,6 +50,7 @@ class NewRun(ModalScreen[Entry | None]):
                     yield Label("preset")
                     presets = [(_preset_line(name), name) for name in PRESETS]
                     yield Select(presets, id="preset", value="standard", allow_blank=False, compact=True)
+                yield Static(id="plan", classes="hint")
                 yield Static(id="machine", classes="hint")
                 with Collapsible(title="every setting (empty: the preset's)", id="advanced"):
                     for name, field in Settings.model_fields.items():
@@ -82,6 +86,23 @@ class NewRun(ModalScreen[Entry | None]):
             settings = make_settings(str(event.value))
             for name in Settings.model_fields:
                 self.query_one(f"#set-{name}", Input).placeholder = str(getattr(settings, name))
+        self._plan()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """A setting, or a model of one's own, is another run to plan."""
+        if event.input.id != "topic":
+            self._plan()
+
+    @work(exclusive=True, group="plan")
+    async def _plan(self) -> None:
+        """What the run would take, by the planner, once nothing was typed for a moment."""
+        await asyncio.sleep(0.3)
+        told = self.query_one("#plan", Static)
+        try:
+            preset = str(self.query_one("#preset", Select).value)
+            told.update(shown(await planned(self._model(), preset, self._changes())))
+        except (UserError, KeyError):
+            told.update("")  # it is complained of where it is to be started
 
     def on_input_submitted(self) -> None:
         """Enter in a field starts."""
@@ -99,7 +120,7 @@ class NewRun(ModalScreen[Entry | None]):
         self.dismiss(None)
 
     def action_make(self) -> None:
-        """Make the run, aside from the screen's thread: a model may have to be fetched first."""
+        """Make the run; a model that is not here is fetched first."""
         start = self.query_one("#start", Button)
         if not start.disabled:
             start.disabled = True
@@ -111,7 +132,10 @@ class NewRun(ModalScreen[Entry | None]):
             name = checked_name(self.query_one("#topic", Input).value)
             changes = self._changes()
             model = self._model()
-            complaint.update(Content(f"Looking up {one_line(model)}; fetching it may take minutes ..."))
+            complaint.update(Content(f"Looking up {one_line(model)} ..."))
+            fetching = await asyncio.to_thread(import_module, "tui.fetching")
+            if not await asyncio.to_thread(fetching.is_here, model):
+                await fetching.fetch(model, lambda told: complaint.update(Content(told)))
             run = await asyncio.to_thread(
                 _make_run, name, model, str(self.query_one("#preset", Select).value), changes
             )
@@ -148,6 +172,28 @@ def _make_run(name: str, model: str, preset: str, changes: dict[str, Any]) -> Ru
         mx.clear_streams()
 
 
+async def planned(model_name: str, preset: str, changes: dict[str, Any]) -> str:
+    """What a run would take of this machine, in a line.
+
+    Raises:
+        UserError: for a model or setting that cannot be.
+    """
+    from unlearn_mlx.language_model.models import NAMED_MODELS
+
+    fetching = await asyncio.to_thread(import_module, "tui.fetching")
+    if not await asyncio.to_thread(fetching.is_here, model_name):
+        named = NAMED_MODELS.get(model_name)
+        return (
+            f"fetched first: {gigabytes(named.download_bytes)}, {named.licence}" if named else "fetched first"
+        )
+    changed = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
+    lines = await run_command(
+        "run", "any topic", "--dry-run", "--model", model_name, "--preset", preset, *changed
+    )
+    facts = dict(line.split(maxsplit=1) for line in lines.splitlines() if " " in line)
+    return f"takes {facts['memory']}, {facts['time']}"
+
+
 def _models() -> tuple[list[tuple[Content, str]], str, str]:
     """The named models as options, the default's name, and what this machine has."""
     from unlearn_mlx.language_model.device import current_device
@@ -160,7 +206,7 @@ def _models() -> tuple[list[tuple[Content, str]], str, str]:
         fits = model.memory_bytes <= device.memory_bytes
         need = f"needs {gigabytes(model.memory_bytes)}" + ("" if fits else ": more than there is")
         options.append((Content(f"{model.name} ({need})"), model.name))
-    told = f"{device.backend}, {gigabytes(device.memory_bytes)}; {default}, because {reason}"
+    told = f"{device.backend}, {gigabytes(device.memory_bytes)}; usually {default}: {reason}"
     return options, default, told
 
 

@@ -8,7 +8,7 @@ from tui.following import Following, Point
 
 TITLES = {
     "loss": "loss, nats a token",
-    "retain": "from the base, nats",
+    "retain": "retain: nats from the base",
     "leak": "held-out leaks, share",
 }
 
@@ -18,7 +18,7 @@ class Measure(PlotWidget, can_focus=False):
 
     def __init__(self, title: str, id: str) -> None:
         super().__init__(id=id, allow_pan_and_zoom=False)
-        self.border_title = title
+        self._title = self.border_title = title
 
     def on_mount(self) -> None:
         """A plot of few lines has no room for wide margins."""
@@ -28,7 +28,9 @@ class Measure(PlotWidget, can_focus=False):
         """Draw these, from zero."""
         self.clear()
         if not points:
+            self.border_title = self._title
             return
+        self.border_title = f"{self._title}: {points[-1][1]:.2f}"  # what lies near zero is hard to see
         xs, ys = [float(x) for x, _ in points], [float(y) for _, y in points]
         last = max(xs) or 1
         self.set_xlimits(0, last * 1.05)  # a mark at the very edge would be cut off

@@ -26,6 +26,8 @@ from unlearn_mlx.files import read_journal
 from unlearn_mlx.topics import slug_of
 
 SHADES = " ░▒▓█"  # of a cell: colour is not needed to see how bad it is
+ENTITY_WIDTH, CELL_WIDTH = 24, 12  # cells of the screen, in the map
+BETWEEN = 3  # cells between two columns of the map
 
 
 class ResultScreen(Section):
@@ -41,6 +43,10 @@ class ResultScreen(Section):
         Binding("o", "report", "Open report"),
         Binding("e", "export", "Export adapter"),
     ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._probes: list[dict[str, Any]] = []
 
     def body(self) -> ComposeResult:
         """Everything below each other."""
@@ -65,21 +71,32 @@ class ResultScreen(Section):
                 told = "It is not evaluated yet: let it go on on Run."
             except UserError as error:
                 told = str(error)
-        table, maps, said = (self.query_one(f"#{name}", Static) for name in ("table", "maps", "said"))
-        maps.update("")
+        table, said = (self.query_one(f"#{name}", Static) for name in ("table", "said"))
+        self._probes = []
         said.update("")
+        self._draw_maps()
         if figures is None or entry is None:
             table.update(shown(told))
             return
         try:
             table.update(evaluation_table(figures))
             if figures.get("probes"):
-                maps.update(_maps(figures["probes"]))
+                self._probes = figures["probes"]
+                self._draw_maps()
                 said.update(Content.assemble(_said(figures), _marked(entry.path)))
             else:
                 said.update(self._hint(entry))
         except (KeyError, TypeError, ValueError, IndexError):
             table.update(shown(f"{entry.path}: the evaluation is damaged; evaluate it again"))
+
+    def on_resize(self) -> None:
+        """The maps take the room that there is."""
+        if self.is_built:
+            self.call_after_refresh(self._draw_maps)
+
+    def _draw_maps(self) -> None:
+        width = self.query_one("#result").scrollable_content_region.width
+        self.query_one("#maps", Static).update(_maps(self._probes, width))
 
     def _hint(self, entry: Entry) -> Content:
         return shown(f"\n5: chat with it. What each probe was answered is kept in runs, not in {entry.path}")
@@ -151,23 +168,28 @@ def _report_of(entry: Entry) -> Path:
     return write_report(entry.run)
 
 
-def _maps(probes: list[dict[str, Any]]) -> Table:
+def _maps(probes: list[dict[str, Any]], width: int) -> Table:
+    """A map for each scope; forms that have no room beside the others come below them."""
+    at_once = max(1, (width - ENTITY_WIDTH - BETWEEN) // (CELL_WIDTH + BETWEEN))
     grid = Table.grid(padding=(0, 0))
     for scope, name in SCOPES.items():
         found = heat_map(probes, scope)
         if found.rows:
             grid.add_row(Text(f"\n{name}: probes that show the knowledge, base→adapter/all", "bold"))
-            grid.add_row(_map(found))
+            for first in range(0, len(found.forms), at_once):
+                grid.add_row(_map(found, slice(first, first + at_once)))
     return grid
 
 
-def _map(found: HeatMap) -> Table:
+def _map(found: HeatMap, part: slice) -> Table:
     table = Table(show_edge=False, pad_edge=False)
-    table.add_column("", max_width=24, no_wrap=True)
-    for form in found.forms:
-        table.add_column(plain(form.replace("_", " ").replace("-", " ")), justify="center")
+    table.add_column("", width=ENTITY_WIDTH, no_wrap=True)
+    for form in found.forms[part]:
+        name = plain(form.replace("_", " ").replace("-", " "))
+        table.add_column(name, width=CELL_WIDTH, justify="center")
     for entity, cells in found.rows:
-        table.add_row(plain(one_line(entity)), *(_cell(cell) for cell in cells))
+        if any(cells[part]):
+            table.add_row(plain(one_line(entity)), *map(_cell, cells[part]))
     return table
 
 

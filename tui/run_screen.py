@@ -7,13 +7,15 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical
 from textual.content import Content
-from textual.widgets import Input, RichLog, Static
+from textual.widgets import Input, Static
 
 from tui.dialogs import sentence
 from tui.following import Following, Line, Sample, Stage
+from tui.lines import Lines
 from tui.plots import Plots
 from tui.section import Section
 from tui.text import bar, duration, gigabytes, shown
+from tui.working import last_words
 from unlearn_mlx.cli_view import STAGE_NAMES, plain
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.files import write_atomically
@@ -56,11 +58,11 @@ class RunScreen(Section):
             yield Static(id="memory")
             yield Static(id="message")
         with Container(id="panels"):
-            yield _log("samples", "questions and answers")
+            yield Lines("samples", "questions and answers")
             yield Plots(id="plots", classes="panel")
             with Vertical(id="log-panel", classes="panel"):
                 yield Input(id="filter", placeholder="only lines with ...", compact=True)
-                yield _log("log", "log")
+                yield Lines("log", "log")
 
     def on_mount(self) -> None:
         """Begin with the samples."""
@@ -74,7 +76,7 @@ class RunScreen(Section):
             self._drawn = (None, -1)
             self._samples_drawn = self._lines_drawn = 0
             for name in ("#samples", "#log"):
-                self.query_one(name, RichLog).clear()
+                self.query_one(name, Lines).clear()
         self.query_one("#samples").focus()
         self.tick()
 
@@ -113,23 +115,26 @@ class RunScreen(Section):
     def _message(self, following: Following, is_working: bool) -> Content:
         if self.entry and self.unlearn.pipelines.is_paused(self.entry.path):
             return Content("‖ paused: p goes on, x stops")
+        if self.entry and self.unlearn.is_stopping(self.entry.path):
+            return Content("◼ stopping at the next safe point: x ends it at once")
         if is_working:
             return Content("▸ at work: p pauses, x stops")
         state = self.entry.state(False) if self.entry else ""
         if self.unlearn.message:
             return shown(sentence((self.unlearn.message, "" if state == "done" else "r goes on")))
         if following.running:
-            return shown(f"▲ cut off in {STAGE_NAMES[following.running].lower()}: r goes on")
+            cause = last_words(following.folder, following.began) or "it was killed (out of memory?)"
+            return shown(f"▲ cut off in {STAGE_NAMES[following.running].lower()}: {cause} · r goes on")
         if following.error:
-            return shown(f"✗ {following.error}")
+            return shown(f"✗ {following.error} · r goes on")
         return Content("✓ done: 6 shows the result, 5 is the chat" if state == "done" else "r goes on")
 
     def _add_samples(self, following: Following) -> None:
         """The samples that came since; text that others wrote."""
-        log = self.query_one("#samples", RichLog)
+        log = self.query_one("#samples", Lines)
         new = min(following.samples_seen - self._samples_drawn, len(following.samples))
         for sample in list(following.samples)[len(following.samples) - new :]:
-            log.write(plain(_sample_line(sample)))
+            log.add(plain(_sample_line(sample)))
         self._samples_drawn = following.samples_seen
 
     def _add_lines(self, following: Following) -> None:
@@ -139,12 +144,12 @@ class RunScreen(Section):
 
     def _write_lines(self, lines: list[Line]) -> None:
         wanted = self.query_one("#filter", Input).value.casefold()
-        log = self.query_one("#log", RichLog)
+        log = self.query_one("#log", Lines)
         for line in lines:
             if wanted in str(line).casefold():
                 text = plain(f"{'✗ ' if line.level == 'error' else ''}{line}")
                 text.stylize("bold" if line.level != "info" else "")
-                log.write(text)
+                log.add(text)
 
     # Actions
 
@@ -188,7 +193,7 @@ class RunScreen(Section):
 
     def on_input_changed(self) -> None:
         """Write the log anew."""
-        self.query_one("#log", RichLog).clear()
+        self.query_one("#log", Lines).clear()
         if self.unlearn.following:
             self._write_lines(list(self.unlearn.following.lines))
 
@@ -207,12 +212,6 @@ class RunScreen(Section):
             self.notify(f"The log is in {path}", markup=False)
         except UserError as error:
             self.notify(str(error), severity="error", markup=False)
-
-
-def _log(name: str, title: str) -> RichLog:
-    log = RichLog(id=name, classes="panel", wrap=True, min_width=20, max_lines=5000)
-    log.border_title = title
-    return log
 
 
 def _stages(following: Following, is_working: bool) -> Content:

@@ -52,7 +52,7 @@ class Section(Screen[None]):
                 yield SectionName(name, f"{'▸' if here else ' '}{number} {title} ", here)
             yield Static(id="opened")
         yield from self.body()
-        yield Footer(compact=True)
+        yield Footer(compact=True, show_command_palette=False)
 
     def body(self) -> ComposeResult:
         """The screen's own widgets."""

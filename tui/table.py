@@ -22,14 +22,18 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Column(Generic[Row]):
-    """A heading, the text of a row's cell, and a width in cells (0: a share of what is left)."""
+    """A heading, the text of a row's cell, and a width in cells (0: a part of what is left).
+
+    ``share`` is the part of a wide table that the column grows to.
+    """
 
     heading: str
     text: Callable[[Row], str]
     width: int = 0
+    share: float = 0.0
 
 
-class RowTable(ScrollView, Generic[Row], can_focus=True):
+class RowTable(ScrollView, Generic[Row], can_focus=True, inherit_bindings=False):
     """Rows under a heading, with a cursor. Every text is shown as it stands, in one line."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {"row-table--heading", "row-table--cursor", "row-table--odd"}
@@ -94,10 +98,10 @@ class RowTable(ScrollView, Generic[Row], can_focus=True):
         self.scroll_to_region(Region(0, self.cursor, 1, 2), animate=False, force=True)
 
     def _widths(self) -> list[int]:
-        fixed = sum(column.width for column in self.columns) + len(self.columns)
-        free = [column for column in self.columns if not column.width]
-        share = max(4, (self.scrollable_content_region.width - fixed) // max(1, len(free)))
-        return [column.width or share for column in self.columns]
+        room = self.scrollable_content_region.width
+        own = [max(column.width, int(column.share * room)) for column in self.columns]
+        left = room - sum(own) - len(own)
+        return [width or max(4, left // own.count(0)) for width in own]
 
     def render_line(self, y: int) -> Strip:
         """One line of the screen: the heading, a row, or nothing."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import work
@@ -21,7 +22,7 @@ from unlearn_mlx.pipeline import reset_from
 from unlearn_mlx.runs import Run, open_run
 from unlearn_mlx.topics import ENTITY_KINDS, Topic, fold
 
-ALIAS, STAYS = "alias", "must stay"
+TOPIC, ALIAS, STAYS = "topic", "alias", "must stay"
 KINDS = {ALIAS: "alias: another name of the topic", **{kind: kind for kind in ENTITY_KINDS}, STAYS: STAYS}
 
 
@@ -53,8 +54,13 @@ class TopicScreen(Section):
         Binding("n", "add", "Add"),
         Binding("e,enter", "edit", "Edit", key_display="e"),
         Binding("d", "delete", "Delete"),
+        Binding("u", "undo", "Undo"),
         Binding("t", "again", "Make anew"),
     ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: list[tuple[Path, Topic]] = []  # what stood in a file before each change
 
     def body(self) -> ComposeResult:
         """The names, and beside them the questions of the one under the cursor."""
@@ -139,8 +145,8 @@ class TopicScreen(Section):
 
     def action_edit(self) -> None:
         """Edit a name and its spellings."""
-        name = self._table().current
-        if name is not None and self._editable():
+        name = self._chosen()
+        if name is not None:
             self.app.push_screen(
                 Line(f"Edit ({name.kind})", name.line, "name, other spelling, ..."),
                 lambda line: self._change(name, name.kind, line) if line else None,
@@ -148,9 +154,32 @@ class TopicScreen(Section):
 
     def action_delete(self) -> None:
         """Take a name out."""
-        name = self._table().current
-        if name is not None and self._editable():
+        name = self._chosen()
+        if name is not None:
             self._change(name, name.kind, "")
+
+    def action_undo(self) -> None:
+        """Take the last change back."""
+        run = self._editable()
+        if run is None:
+            return
+        path = run.file("topic.toml")
+        places = [place for place, (changed, _) in enumerate(self._before) if changed == path]
+        if not places:
+            self.notify("Nothing was changed.")
+        elif self._save(self._before[places[-1]][1], path):
+            del self._before[places[-1]]
+            self.notify("Taken back.")
+
+    def _chosen(self) -> Name | None:
+        """The name under the cursor, where it can be changed."""
+        name = self._table().current
+        if name is None or self._editable() is None:
+            return None
+        if name.kind == TOPIC:
+            self.notify("The topic's own name stays: another topic is another run.")
+            return None
+        return name
 
     def _change(self, old: Name | None, kind: str, line: str) -> None:
         """Put what a line says in the place of a name, and write the file."""
@@ -159,12 +188,23 @@ class TopicScreen(Section):
         if run is None or not (old or words):
             return
         try:
-            changed_topic(run.topic, old, kind, words).save(run.file("topic.toml"))
+            before = run.topic
         except UserError as error:
             self.notify(str(error), severity="error", markup=False)
             return
-        self.notify("Kept in topic.toml: t makes the questions anew.")
+        path = run.file("topic.toml")
+        if self._save(changed_topic(before, old, kind, words), path):
+            self._before.append((path, before))
+            self.notify("Kept in topic.toml: t makes the questions anew.")
+
+    def _save(self, topic: Topic, path: Path) -> bool:
+        try:
+            topic.save(path)
+        except UserError as error:
+            self.notify(str(error), severity="error", markup=False)
+            return False
         self._read()
+        return True
 
     def action_again(self) -> None:
         """Make questions, answers and adapter anew from the topic as it stands."""
@@ -214,7 +254,7 @@ def changed_topic(topic: Topic, old: Name | None, kind: str, words: list[str]) -
 
 def _names(topic: Topic, run: Run | None) -> list[Name]:
     """Every name with its questions."""
-    names = [Name("topic", topic.name)]
+    names = [Name(TOPIC, topic.name)]
     names += [Name(ALIAS, alias) for alias in topic.aliases]
     for kind in ENTITY_KINDS:
         names += [Name(kind, name, tuple(others)) for name, others in topic.entities.get(kind, {}).items()]

@@ -8,6 +8,7 @@ from subprocess import Popen
 
 import psutil
 
+from tui.text import one_line
 from unlearn_mlx.pipeline import start_child
 from unlearn_mlx.runs import STAGES
 
@@ -58,14 +59,12 @@ class Workers:
             pass
         return None
 
-    def own_exit(self, run: Path) -> int | None:
-        """The exit code of the worker that this app started on a run, once it has ended; told once."""
-        folder = run.resolve()
-        child = self._own.get(folder)
-        if child is None or child.poll() is None:
-            return None
-        del self._own[folder]
-        return child.returncode
+    def own_ended(self) -> dict[Path, int]:
+        """The exit codes of the workers that this app started and that ended since it was last asked."""
+        ended = {folder: child.returncode for folder, child in self._own.items() if child.poll() is not None}
+        for folder in ended:
+            del self._own[folder]
+        return ended
 
     def own_running(self) -> list[Path]:
         """The runs whose workers this app started and that still work."""
@@ -92,6 +91,10 @@ class Workers:
             with suppress(psutil.NoSuchProcess):
                 (process.resume if self.is_paused(run) else process.suspend)()
 
+    def running(self) -> list[Path]:
+        """The runs at work, whoever started them."""
+        return [folder for folder in {**self._own, **self._others} if self.process(folder)]
+
     def memory(self, run: Path) -> int:
         """Bytes that a worker takes of the machine's memory; 0 without one."""
         process = self.process(run)
@@ -99,3 +102,15 @@ class Workers:
             return int(process.memory_info().rss) if process else 0
         except psutil.Error:
             return 0
+
+
+def last_words(run: Path, since: float) -> str:
+    """The last line that a worker wrote to its log, where that is newer than ``since``; else empty."""
+    path = run / "worker.log"
+    try:
+        if path.stat().st_mtime < since:
+            return ""
+        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return one_line(lines[-1])[:200] if lines else ""
