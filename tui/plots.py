@@ -8,7 +8,7 @@ from tui.following import Following, Point
 
 TITLES = {
     "loss": "loss, nats a token",
-    "retain": "retain: nats from the base",
+    "retain": "retain, nats",
     "leak": "held-out leaks, share",
 }
 
