@@ -168,3 +168,9 @@ def test_a_closed_engine_answers_what_was_asked_before_and_nothing_after(tiny_fo
     assert "".join(piece.text for piece in answering)
     with pytest.raises(EnvironmentCannot, match="ask again"):
         engine.answer({"base": context_of([], QUESTIONS[0])})
+
+
+def test_an_answer_that_ends_amid_a_character_shows_what_there_is_of_it(engine):
+    for length in range(1, 9):
+        heard = said(engine, QUESTIONS[0], ["base", "adapter"], max_tokens=length, temperature=2.0)
+        assert all(heard.values()), (length, heard)

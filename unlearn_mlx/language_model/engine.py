@@ -268,6 +268,11 @@ class Engine:
                 piece = text[len(shown[index]) :]
                 shown[index] = text
                 question.answering.pieces.put(Piece(modes[index], piece, finished=token is None))
+        for index, mode in enumerate(modes):
+            # An answer that reached its length in the middle of a character shows what there is of it.
+            if rest := model.text_of(written[index])[len(shown[index]) :]:
+                shown[index] += rest
+                question.answering.pieces.put(Piece(mode, rest))
         if not question.goes_on:
             return []
         said = [
