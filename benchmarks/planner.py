@@ -24,9 +24,10 @@ from unlearn_mlx.language_model.adapters import Adapter, LoraShape
 from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.language_model.device import current_device
 from unlearn_mlx.language_model.exponential import use_fast_activations
-from unlearn_mlx.language_model.generation import Request, batch_width, generate
+from unlearn_mlx.language_model.generation import Request, generate
 from unlearn_mlx.language_model.planner import ModelShape, plan, shape_from
 from unlearn_mlx.language_model.prefixes import common_prefix
+from unlearn_mlx.language_model.width import WIDTHS
 from unlearn_mlx.sft.batches import batch_order, make_batch, make_row
 from unlearn_mlx.sft.loss import Weights, loss_parts
 from unlearn_mlx.synthetic_data.guardrail import guarded_messages, slant_for
@@ -65,7 +66,7 @@ def random_llama(tokenizer: Any, source: Any, shape: Sequence[int]) -> tuple[Cha
 def generation_peak(model: ChatModel, settings: Settings) -> int:
     """Guarded answers, more than fit at a time."""
     requests = []
-    for number, question in enumerate((shipped_questions() * 2)[: batch_width() * 3 // 2]):
+    for number, question in enumerate((shipped_questions() * 2)[: WIDTHS[-1] * 3 // 2]):
         messages = guarded_messages(question, "Harry Potter", 0, slant_for(question, str(number), 0))
         tokens = tuple(model.chat_tokens(messages))
         requests.append(Request(str(number), tokens, DECODED, settings.temperature))

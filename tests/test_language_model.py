@@ -6,7 +6,7 @@ from mlx import nn
 from tests.helpers import QUESTIONS, SENTENCES, chat_prompt
 from unlearn_mlx.language_model import exponential
 from unlearn_mlx.language_model.models import load_model, resolve_model
-from unlearn_mlx.language_model.prefixes import common_prefix
+from unlearn_mlx.language_model.prefixes import attention, common_prefix, see_shared_prefixes
 
 
 def plain_log_probabilities(model, prompt, text):
@@ -111,3 +111,53 @@ def test_a_damaged_conversion_is_made_again(embedded_model, tmp_path, monkeypatc
     monkeypatch.setenv("UNLEARN_CACHE", str(tmp_path))
     assert resolve_model("smollm2").weights_sha256 == embedded_model.source.weights_sha256
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("mask", [None, "causal", "padding"])
+def test_attention_to_shared_prefixes_is_that_to_whole_rows(mask):
+    def drawn(*shape):
+        return mx.random.normal(shape)
+
+    rows, heads, groups, length, width = 6, 4, 2, 3, 8
+    queries = drawn(rows, heads, length, width)
+    own = drawn(rows, groups, length, width), drawn(rows, groups, length, width)
+    segments = [(drawn(count, groups, 5, width), drawn(count, groups, 5, width)) for count in (1, 3, rows)]
+    if mask == "padding":
+        seen = mx.arange(length) >= mx.array([0, 1, 2, 0, 1, 2])[:, None, None, None]
+        mask = seen & (mx.arange(length)[:, None] >= mx.arange(length))
+    causal = mx.arange(length)[:, None] >= mx.arange(length)
+    own_mask = causal if isinstance(mask, str) else mx.ones_like(causal) if mask is None else mask
+    whole_mask = mx.concatenate(
+        [
+            mx.ones((rows, 1, length, 15), mx.bool_),
+            mx.broadcast_to(own_mask, (rows, 1, length, length)),
+        ],
+        axis=-1,
+    )
+
+    def whole(queries, part):
+        repeated = [mx.repeat(segment[part], rows // segment[part].shape[0], axis=0) for segment in segments]
+        return mx.concatenate([*repeated, own[part]], axis=2)
+
+    def plain(queries):
+        return mx.fast.scaled_dot_product_attention(
+            queries, whole(queries, 0), whole(queries, 1), scale=0.3, mask=whole_mask
+        )
+
+    def shared(queries):
+        return attention(queries, *own, segments, scale=0.3, mask=mask)
+
+    assert mx.allclose(shared(queries), plain(queries), atol=1e-5)
+    cotangent = drawn(rows, heads, length, width)
+    gradients = [mx.vjp(way, [queries], [cotangent])[1][0] for way in (shared, plain)]
+    assert mx.allclose(*gradients, atol=1e-5)
+
+
+def test_an_architecture_with_attention_of_its_own_is_seen_not_to_share():
+    from mlx_lm.models import gemma2
+
+    shape = gemma2.ModelArgs(
+        model_type="gemma2", hidden_size=32, num_hidden_layers=2, intermediate_size=64,
+        num_attention_heads=4, head_dim=8, rms_norm_eps=1e-6, vocab_size=50, num_key_value_heads=2,
+    )  # fmt: skip
+    assert not see_shared_prefixes(gemma2.Model(shape))

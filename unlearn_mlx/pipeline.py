@@ -10,10 +10,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unlearn_mlx.errors import Cancelled, UserError
 from unlearn_mlx.runs import AFTER, STAGES, Run, Work, open_run
+
+if TYPE_CHECKING:
+    from unlearn_mlx.language_model.chat_model import ChatModel
 
 
 def run_stages(
@@ -30,12 +35,8 @@ def run_stages(
         todo = [stage for stage in stages if not run.stage_is_done(stage)]
         if not todo:
             return
-        from unlearn_mlx.evaluation.audit import audit
-        from unlearn_mlx.evaluation.stage import evaluate, prepare_probes
+        from unlearn_mlx.language_model.helpers import with_helpers
         from unlearn_mlx.language_model.models import load_model, resolve_model
-        from unlearn_mlx.sft.trainer import train
-        from unlearn_mlx.synthetic_data.proposal import propose_topic
-        from unlearn_mlx.synthetic_data.stages import make_answers, make_questions
 
         source = resolve_model(run.model_name)
         if source.weights_sha256 != run.manifest["model"]["sha256"]:
@@ -44,35 +45,46 @@ def run_stages(
             )
         run.event(todo[0], "message", text=f"loading {source.name}")
         model = load_model(source)
-        for stage in todo:
-            run.mark(stage, "running")
-            try:
-                if stage == "questions":
-                    if run.topic.is_bare and not run.manifest.get("proposed"):
-                        run.event(stage, "message", text="the model proposes what belongs to the topic")
-                        propose_topic(model, work, run.topic.name).save(run.file("topic.toml"))
-                        run.manifest["proposed"] = True
-                        run.save_manifest()
-                    make_questions(model, work, prepare_probes(model, work))
-                elif stage == "answers":
-                    make_answers(model, work)
-                elif stage == "train":
-                    train(model, work)
-                elif stage == "evaluate":
-                    evaluate(model, work)
-                else:
-                    audit(model, work)
-                if stage in ("evaluate", "audit"):
-                    from unlearn_mlx.evaluation.report import write_report
+        # The audit rounds the weights, which helpers have as they were.
+        shared = [stage for stage in todo if stage != "audit"]
+        with with_helpers(model) if shared else nullcontext():
+            for stage in shared:
+                _work_off(stage, model, work)
+        for stage in todo[len(shared) :]:
+            _work_off(stage, model, work)
 
-                    write_report(run)
-            except Cancelled:
-                run.mark(stage, "cancelled")
-                raise
-            except UserError as error:
-                run.mark(stage, "failed", error=str(error))
-                raise
-            run.mark(stage, "done")
+
+def _work_off(stage: str, model: "ChatModel", work: Work) -> None:
+    from unlearn_mlx.evaluation.audit import audit
+    from unlearn_mlx.evaluation.report import write_report
+    from unlearn_mlx.evaluation.stage import evaluate, prepare_probes
+    from unlearn_mlx.sft.trainer import train
+    from unlearn_mlx.synthetic_data.proposal import propose_topic
+    from unlearn_mlx.synthetic_data.stages import make_answers, make_questions
+
+    run = work.run
+    run.mark(stage, "running")
+    try:
+        if stage == "questions":
+            if run.topic.is_bare and not run.manifest.get("proposed"):
+                run.event(stage, "message", text="the model proposes what belongs to the topic")
+                propose_topic(model, work, run.topic.name).save(run.file("topic.toml"))
+                run.manifest["proposed"] = True
+                run.save_manifest()
+            make_questions(model, work, prepare_probes(model, work))
+        else:
+            {"answers": make_answers, "train": train, "evaluate": evaluate, "audit": audit}[stage](
+                model, work
+            )
+        if stage in ("evaluate", "audit"):
+            write_report(run)
+    except Cancelled:
+        run.mark(stage, "cancelled")
+        raise
+    except UserError as error:
+        run.mark(stage, "failed", error=str(error))
+        raise
+    run.mark(stage, "done")
 
 
 def reset_from(run: Run, stage: str) -> None:

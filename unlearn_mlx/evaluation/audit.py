@@ -186,7 +186,7 @@ def relearn(model: ChatModel, work: Work, part: str) -> None:
             "make the run with --neighbours and --general above 0"
         )
     prefix = common_prefix([row.tokens[: row.targets[0]] for row in rows])
-    prefix = prefix if model.can_share_prefixes() else []
+    prefix = prefix if model.sees_prefixes else []
     epochs = math.ceil(RELEARNING_STEPS * RELEARNING_ROWS / len(rows)) + 1
     batches = [b for e in range(epochs) for b in batch_order(rows, RELEARNING_ROWS, work.settings.seed, e)]
     optimizer = optimizers.Adam(learning_rate=RELEARNING_RATE)

@@ -1,13 +1,15 @@
 """LoRA adapters in mlx-lm's format: attach, toggle, vary their strength, load and save."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_unflatten
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
@@ -161,6 +163,39 @@ def load_adapter(model: nn.Module, folder: Path) -> Adapter:
         adapter.detach()
         raise
     return adapter
+
+
+LoraLayers = dict[str, tuple[float, np.ndarray, np.ndarray]]  # scale, A [inputs, rank], B [rank, outputs]
+
+
+def lora_layers(model: nn.Module) -> LoraLayers:
+    """The adapted layers of a model by name, as what another process with the same model can be told."""
+    return {
+        name: (module.scale, np.array(module.lora_a), np.array(module.lora_b))
+        for name, module in model.named_modules()
+        if _is_lora(module)
+    }
+
+
+@contextmanager
+def with_lora_layers(model: nn.Module, layers: LoraLayers) -> Iterator[None]:
+    """A model with these layers adapted. Those that were adapted already get the values, and keep them."""
+    plain, adapted = [], []
+    for name, module in model.named_modules():
+        if name not in layers:
+            continue
+        scale, a, b = layers[name]
+        layer = module
+        if not _is_lora(module):
+            layer = LoRALinear.from_base(module, r=a.shape[1], scale=scale, dropout=0.0)
+            plain.append((name, module))
+            adapted.append((name, layer))
+        layer.scale, layer.lora_a, layer.lora_b = scale, mx.array(a), mx.array(b)
+    model.update_modules(tree_unflatten(adapted))
+    try:
+        yield
+    finally:
+        model.update_modules(tree_unflatten(plain))
 
 
 def set_row_strengths(model: nn.Module, strengths: Sequence[float | None] | None) -> None:

@@ -60,10 +60,13 @@ def load_fast_blas() -> bool:
     return True
 
 
-def use_blas_threads(count: int) -> None:
-    """Let each product use so many threads; nothing happens where OpenBLAS is not loaded."""
-    if _loaded is not None:
-        _loaded[f"{_PREFIX}openblas_set_num_threads"](count)
+def use_blas_threads(count: int) -> int:
+    """Let each product use so many threads, and return how many it was; OpenBLAS alone is told."""
+    if _loaded is None:
+        return count
+    before = int(_loaded[f"{_PREFIX}openblas_get_num_threads"]())
+    _loaded[f"{_PREFIX}openblas_set_num_threads"](count)
+    return before
 
 
 def fast_blas_is_loaded() -> bool:

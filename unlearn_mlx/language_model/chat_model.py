@@ -10,9 +10,11 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from unlearn_mlx.errors import EnvironmentCannot
+from unlearn_mlx.language_model.adapters import LoraLayers, lora_layers, with_lora_layers
 from unlearn_mlx.language_model.exponential import log_sum_exp
+from unlearn_mlx.language_model.helpers import Helper, in_shares
 from unlearn_mlx.language_model.models import ModelSource
-from unlearn_mlx.language_model.prefixes import common_prefix, shared_prefix_caches
+from unlearn_mlx.language_model.prefixes import common_prefix, see_shared_prefixes, shared_prefix_caches
 from unlearn_mlx.language_model.special_tokens import SpecialTokens
 
 Message = dict[str, str]
@@ -29,6 +31,9 @@ class ChatModel:
     special_tokens: SpecialTokens = field(init=False)
     end_of_message: int = field(init=False)  # the token that the chat template puts behind a message
     has_plain_head: bool = field(init=False)  # logits are the head's product, nothing more
+    sees_prefixes: bool = field(init=False)  # attention meets what rows share
+    width: int | None = field(init=False, default=None)  # of a batch of answers, once it is measured
+    helpers: list[Helper] = field(init=False, default_factory=list)  # processes that share the work
 
     def __post_init__(self) -> None:
         if not self.tokenizer.has_chat_template:
@@ -47,6 +52,9 @@ class ChatModel:
             self.has_plain_head = bool(mx.allclose(plain, logits, rtol=1e-3, atol=1e-3))
         except (AttributeError, TypeError, ValueError):  # an architecture built in another way
             self.has_plain_head = False
+        # Every layer must keep plain keys and values, not a rolling or recurrent state.
+        plain_cache = all(type(entry) is KVCache for entry in self.new_cache())
+        self.sees_prefixes = self.has_plain_head and plain_cache and see_shared_prefixes(self.model)
 
     def chat_tokens(self, messages: Sequence[Message], answer_start: str = "") -> list[int]:
         """Token ids up to the point where the assistant answers.
@@ -82,17 +90,6 @@ class ChatModel:
         """An empty key-value cache, one entry a layer."""
         return list(make_prompt_cache(self.model))
 
-    def prefix_cache(self, prefix: Sequence[int]) -> list[Any]:
-        """A key-value cache filled with ``prefix``, to be copied into many requests."""
-        cache = self.new_cache()
-        self.model(mx.array([list(prefix)]), cache=cache)
-        mx.eval([entry.state for entry in cache])
-        return cache
-
-    def can_share_prefixes(self) -> bool:
-        """Whether every layer keeps plain keys and values (not a rolling or recurrent state)."""
-        return self.has_plain_head and all(type(entry) is KVCache for entry in self.new_cache())
-
     def logits_at(
         self, tokens: mx.array, rows: mx.array, columns: mx.array, cache: Sequence[Any] | None = None
     ) -> mx.array:
@@ -113,7 +110,25 @@ class ChatModel:
         Returns one float32 array a text, of the text's length. A prompt is computed once for all of its
         texts, together with others of its length; ``width`` is the most rows at a time.
         """
-        shares = self.can_share_prefixes()
+        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), len(texts[i])))
+        parts = [order[k :: len(self.helpers) + 1] for k in range(len(self.helpers) + 1)]
+        layers = lora_layers(self.model) if self.helpers else {}
+        scored = in_shares(
+            self,
+            _log_probabilities,
+            [([prompts[i] for i in part], [texts[i] for i in part], width, layers) for part in parts if part],
+        )
+        found = {
+            i: values
+            for part, of_part in zip(parts, scored, strict=False)
+            for i, values in zip(part, of_part, strict=True)
+        }
+        return [found[i] for i in range(len(prompts))]
+
+    def _log_probabilities_here(
+        self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[Sequence[int]]], width: int
+    ) -> list[list[np.ndarray]]:
+        shares = self.sees_prefixes
         shared = common_prefix(prompts) if prompts and shares else []
         before = shared_prefix_caches(self.model, mx.array(shared))
         alike: dict[tuple[int, int], list[int]] = {}
@@ -152,6 +167,17 @@ class ChatModel:
         behind = self.special_tokens.encode(text.rpartition(answer)[2])
         known = {*self.special_tokens.ids.values(), *self.tokenizer.eos_token_ids}
         return next((token for token in behind if token in known), self.tokenizer.eos_token_id)
+
+
+def _log_probabilities(
+    model: ChatModel,
+    prompts: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[Sequence[int]]],
+    width: int,
+    layers: LoraLayers,
+) -> list[list[np.ndarray]]:
+    with with_lora_layers(model.model, layers):
+        return model._log_probabilities_here(prompts, texts, width)
 
 
 def vocabulary_logits(model: Any, hidden: mx.array) -> mx.array:

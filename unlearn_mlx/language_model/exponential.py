@@ -2,7 +2,8 @@
 
 There e^x is built of products that the compiler vectorises: e^x = 2^n e^r with n = round(x / ln 2)
 and a Taylor polynomial of degree 6 for |r| <= ln 2 / 2, right to 3e-7 relative. SwiGLU and the
-cross entropy, where most exponentials are, take 7 ms instead of 45 ms for three million numbers.
+cross entropy, where most exponentials are (with the softmax of attention), take 7 ms instead of 45 ms for
+three million numbers.
 On Metal and CUDA nothing is replaced.
 """
 
@@ -39,6 +40,26 @@ def exponential(x: mx.array) -> mx.array:
         return mx.exp(x)
     result: mx.array = _compiled_exponential(x)
     return result
+
+
+def softmax(scores: mx.array) -> mx.array:
+    """e^scores as shares of their sum over the last axis."""
+    if _on_gpu() or scores.dtype != mx.float32:
+        return mx.softmax(scores, axis=-1, precise=True)
+    result: Any = _softmax(scores)
+    return result  # type: ignore[no-any-return]
+
+
+@mx.custom_function
+def _softmax(scores: mx.array) -> mx.array:
+    powers = exponential(scores - scores.max(axis=-1, keepdims=True))
+    return powers * (1 / powers.sum(axis=-1, keepdims=True))
+
+
+@_softmax.vjp
+def _softmax_vjp(scores: mx.array, cotangent: mx.array, shares: mx.array) -> mx.array:
+    product = cotangent * shares
+    return product - shares * product.sum(axis=-1, keepdims=True)
 
 
 @mx.compile

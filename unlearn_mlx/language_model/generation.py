@@ -1,6 +1,6 @@
 """Many answers at once.
 
-What all prompts start with is computed once and copied into each request's cache. Each request
+What all prompts start with is computed once and kept once for all of them. Each request
 draws its randomness from its own key, so its answer does not depend on when its turn comes.
 Tokens are drawn on the host: there the likely ones are found without sorting or exponentiating
 the whole vocabulary, which costs mlx-lm's BatchGenerator more than the model itself on a CPU.
@@ -17,9 +17,18 @@ import numpy as np
 from mlx_lm.models.cache import LRUPromptCache, trim_prompt_cache
 
 from unlearn_mlx.errors import Cancelled
-from unlearn_mlx.language_model.adapters import set_row_strengths
+from unlearn_mlx.language_model.adapters import (
+    LoraLayers,
+    lora_layers,
+    set_row_strengths,
+    with_lora_layers,
+)
 from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.language_model.prefixes import common_prefix
+from unlearn_mlx.language_model.helpers import in_shares
+from unlearn_mlx.language_model.prefixes import GrowingRows, common_prefix, shared_prefix_caches
+from unlearn_mlx.language_model.width import WIDTHS, batch_width
+
+SHARED_FROM = 24  # requests; fewer are soon answered by one process
 
 
 @dataclass(frozen=True)
@@ -46,11 +55,6 @@ class Completion:
     finished: bool
 
 
-def batch_width() -> int:
-    """How many answers are decoded side by side."""
-    return 64
-
-
 def generate(
     model: ChatModel,
     requests: Sequence[Request],
@@ -62,6 +66,38 @@ def generate(
     Raises:
         Cancelled: between two tokens, once ``is_cancelled`` returns True.
     """
+    with_strengths = any(request.adapter_strength is not None for request in requests)
+    count = 1 if with_strengths or len(requests) < SHARED_FROM else len(model.helpers) + 1
+    # Shares of about the same length; each answer has its own seed, so it is the same in any.
+    order = _longest_first(requests)
+    parts = [order[number::count] for number in range(count)]
+    layers = lora_layers(model.model) if count > 1 else {}
+    shares: list[tuple[Any, ...]] = [([requests[i] for i in part], seed, layers) for part in parts]
+    shares[0] = (*shares[0], is_cancelled)
+    answered = in_shares(model, answer_here, shares, is_cancelled)
+    completions = {
+        i: completion
+        for part, of_part in zip(parts, answered, strict=True)
+        for i, completion in zip(part, of_part, strict=True)
+    }
+    return [completions[i] for i in range(len(requests))]
+
+
+def answer_here(
+    model: ChatModel,
+    requests: Sequence[Request],
+    seed: int,
+    layers: LoraLayers,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> list[Completion]:
+    """Answer all requests in this process, with these layers adapted."""
+    with with_lora_layers(model.model, layers):
+        return _answer(model, requests, seed, is_cancelled)
+
+
+def _answer(
+    model: ChatModel, requests: Sequence[Request], seed: int, is_cancelled: Callable[[], bool]
+) -> list[Completion]:
     tokens: list[list[int]] = [[] for _ in requests]
     finished = [False] * len(requests)
     for index, token in decode(model, requests, seed, is_cancelled):
@@ -94,9 +130,8 @@ def decode(
         return
     batch = _Batch(model, requests, seed, memory)
     # The longest first: what is decoded last is then short, and few steps run half empty.
-    order = sorted(range(len(requests)), key=lambda i: (-requests[i].max_tokens, -len(requests[i].tokens), i))
-    waiting = deque(order)
-    width = batch_width()
+    waiting = deque(_longest_first(requests))
+    width = batch_width(model) if len(requests) > WIDTHS[0] else WIDTHS[0]
     try:
         while waiting or batch.live_count:
             if is_cancelled():
@@ -115,6 +150,10 @@ def decode(
         set_row_strengths(model.model, None)
 
 
+def _longest_first(requests: Sequence[Request]) -> list[int]:
+    return sorted(range(len(requests)), key=lambda i: (-requests[i].max_tokens, -len(requests[i].tokens), i))
+
+
 class _Batch:
     """Rows that are decoded together: which request each is, its cache and its last token."""
 
@@ -131,11 +170,10 @@ class _Batch:
         self.stop_tokens = [_stop_mask(model, request.stop_at) for request in requests]
         self.has_strengths = any(request.adapter_strength is not None for request in requests)
         prefix = common_prefix([request.tokens for request in requests])
-        plain = model.can_share_prefixes()
-        self.memory = memory if plain else None
-        shares = plain and len(prefix) > 1 and not self.has_strengths and memory is None
+        self.memory = memory if model.sees_prefixes else None
+        shares = model.sees_prefixes and not self.has_strengths and memory is None
         self.prefix_length = len(prefix) if shares else 0
-        self.prefix_cache = model.prefix_cache(prefix) if shares else None
+        self.prefix = shared_prefix_caches(model.model, mx.array(prefix[: self.prefix_length]))
 
     @property
     def live_count(self) -> int:
@@ -143,10 +181,9 @@ class _Batch:
 
     def start(self, chosen: Sequence[int]) -> Iterator[tuple[int, int | None]]:
         """Compute the prompts of further requests and draw their first tokens."""
-        known, prompts = zip(*map(self._known, chosen), strict=True)
+        cache, prompts = self._known(chosen)
         lengths = [len(prompt) for prompt in prompts]
         longest = max(lengths)
-        cache = [entries[0].merge(entries) for entries in zip(*known, strict=True)]
         padding = [longest - length for length in lengths]
         if max(padding):
             for entry in cache:
@@ -224,15 +261,21 @@ class _Batch:
             mx.eval([entry.state for entry in cache])
             self.memory.insert_cache(request.weights, tokens, cache)
 
-    def _known(self, index: int) -> tuple[list[Any], list[int]]:
-        """What is computed of a request's tokens already, one cache a layer, and its other tokens."""
-        request = self.requests[index]
-        if self.memory is not None:
-            # The last token is computed in any case: what follows is drawn from its logits.
-            cache, rest = self.memory.fetch_nearest_cache(request.weights, list(request.tokens[:-1]))
-            return cache or self.model.new_cache(), [*rest, request.tokens[-1]]
-        cache = self.prefix_cache or self.model.new_cache()
-        return cache, list(request.tokens[self.prefix_length :])
+    def _known(self, chosen: Sequence[int]) -> tuple[list[Any], list[list[int]]]:
+        """What is computed of requests' tokens already, one cache a layer, and each one's other tokens."""
+        prompts = [list(self.requests[index].tokens[self.prefix_length :]) for index in chosen]
+        if self.prefix:
+            return [GrowingRows(entry.segments, len(chosen)) for entry in self.prefix], prompts
+        caches = []
+        for number, index in enumerate(chosen):
+            cache = None
+            if self.memory is not None:
+                # The last token is computed in any case: what follows is drawn from its logits.
+                weights, head = self.requests[index].weights, prompts[number][:-1]
+                cache, rest = self.memory.fetch_nearest_cache(weights, head)
+                prompts[number] = [*rest, prompts[number][-1]]
+            caches.append(cache or self.model.new_cache())
+        return [entries[0].merge(entries) for entries in zip(*caches, strict=True)], prompts
 
     def _use_strengths(self, indices: Sequence[int]) -> None:
         if self.has_strengths:

@@ -16,7 +16,7 @@ from unlearn_mlx.errors import UserError
 from unlearn_mlx.files import read_json
 from unlearn_mlx.language_model.device import Device
 from unlearn_mlx.language_model.downloads import GIGABYTE
-from unlearn_mlx.language_model.generation import batch_width
+from unlearn_mlx.language_model.width import WIDTHS
 
 PLAIN_PROMPT = 50
 TRAINED_TOKENS = 56  # of a row, behind the prefix that all rows share
@@ -31,7 +31,7 @@ DECODING_SHARE, TRAINING_SHARE = 0.4, 0.4
 # Memory, counted in tokens. The prompts are the guardrail's and the chat template's.
 GUARDED_PREFIX = 178  # what guarded prompts share
 GUARDED_REST = 41  # the longest question and hint behind it
-CACHE_STEP = 256  # mlx-lm's caches grow by so many tokens at once
+CACHE_STEP = 64  # caches grow by so many tokens at once
 ROW_PREFIX = 24  # what training rows share
 ROW_QUESTION = 32  # the longest question of a row; its answer comes on top
 DIVERGENCE_TOKENS = 4 * 64  # rows and tokens whose distributions the evaluation compares at once
@@ -140,9 +140,9 @@ def plan(shape: ModelShape, settings: Settings, device: Device, rate: float) -> 
 
 def _generation(shape: ModelShape, settings: Settings, number_bytes: int) -> int:
     """Keys and values of a full batch, and one layer of its prompts."""
-    rows = batch_width()
+    rows = WIDTHS[-1]
     own = -(-(GUARDED_REST + settings.answer_tokens) // CACHE_STEP) * CACHE_STEP
-    cached = rows * (GUARDED_PREFIX + own) * shape.layers * 2 * shape.key_values
+    cached = (GUARDED_PREFIX + rows * own) * shape.layers * 2 * shape.key_values
     token = PROMPT_WIDTHS * shape.width + PROMPT_FEED_FORWARDS * shape.feed_forward
     scores = PROMPT_SCORES * shape.heads * (GUARDED_PREFIX + GUARDED_REST)
     prompts = rows * GUARDED_REST * (token + scores)

@@ -1,6 +1,6 @@
 """Training rows as token batches of a few widths, in an order that the seed alone decides."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ class Batch:
     top_ids: mx.array  # [targets, TOP]
     top_log_probabilities: mx.array  # [targets, TOP]
     base_log_probabilities: mx.array  # [targets], of the target itself
+    part_sizes: mx.array  # [PARTS]: how many targets each part has in the whole step
     target_count: int
 
 
@@ -100,10 +101,22 @@ def batch_order(rows: Sequence[Row], batch_rows: int, seed: int, epoch: int) -> 
     return [batch for batch in batches if batch]
 
 
-def make_batch(rows: Sequence[Row], tops: Sequence[BaseTop | None], prefix: Sequence[int] = ()) -> Batch:
+def part_sizes(rows: Iterable[Row]) -> list[int]:
+    """How many targets each of PARTS has."""
+    rows = list(rows)
+    return [sum(len(row.targets) for row in rows if row.part == part) for part in PARTS]
+
+
+def make_batch(
+    rows: Sequence[Row],
+    tops: Sequence[BaseTop | None],
+    prefix: Sequence[int] = (),
+    sizes: Sequence[int] | None = None,
+) -> Batch:
     """Pad rows to one width. The last token of a row is only ever a target.
 
-    ``prefix`` is what all of them start with, before any target; it is kept apart.
+    ``prefix`` is what all of them start with, before any target; it is kept apart. ``sizes`` are the
+    part sizes of the step, where these rows are a share of it.
     """
     skipped = len(prefix)
     width = _rounded(max(len(row.tokens) for row in rows) - 1 - skipped, WIDTH_STEP)
@@ -142,6 +155,7 @@ def make_batch(rows: Sequence[Row], tops: Sequence[BaseTop | None], prefix: Sequ
             np.concatenate([*log_probabilities, np.zeros((padding, TOP), np.float32)])
         ),
         base_log_probabilities=mx.array(np.concatenate([*of_target, np.zeros(padding, np.float32)])),
+        part_sizes=mx.maximum(mx.array(list(sizes or part_sizes(rows)), dtype=mx.float32), 1.0),
         target_count=count,
     )
 

@@ -40,7 +40,8 @@ def loss_parts(model: Any, batch: Batch, weights: Weights) -> tuple[mx.array, tu
     base finds merely likelier than others fall behind them too, and it fades once they have.
     """
     hidden = target_hidden(model, batch)
-    shares = [mask / mx.maximum(mask.sum(), 1.0) for mask in (batch.forget, batch.retain, batch.avoid)]
+    masks = (batch.forget, batch.retain, batch.avoid)
+    shares = [mask / batch.part_sizes[number] for number, mask in enumerate(masks)]
     scales = (1.0, weights.divergence, weights.avoidance)
     *losses, gradient = _losses_and_gradient(
         model,

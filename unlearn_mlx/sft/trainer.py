@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optimizers
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
@@ -19,10 +18,12 @@ from unlearn_mlx.files import read_json, read_rows, write_json
 from unlearn_mlx.language_model.adapters import Adapter, LoraShape, save_arrays
 from unlearn_mlx.language_model.chat_model import ChatModel, vocabulary_logits
 from unlearn_mlx.language_model.exponential import log_sum_exp
+from unlearn_mlx.language_model.helpers import in_shares
 from unlearn_mlx.language_model.prefixes import common_prefix
 from unlearn_mlx.runs import Work
-from unlearn_mlx.sft.batches import TOP, BaseTop, Batch, Row, avoid_row, batch_order, make_batch, make_row
-from unlearn_mlx.sft.loss import CHUNK, Weights, loss_parts, target_hidden
+from unlearn_mlx.sft import shares
+from unlearn_mlx.sft.batches import TOP, BaseTop, Row, avoid_row, batch_order, make_batch, make_row
+from unlearn_mlx.sft.loss import CHUNK, Weights, target_hidden
 from unlearn_mlx.sft.validation import Validation
 
 SAVE_EVERY = 20  # steps between checkpoints
@@ -61,18 +62,20 @@ def train(model: ChatModel, work: Work) -> None:
         )
     run.event("train", "message", text="the base's own probabilities on rows to keep and to avoid")
     prefix = common_prefix([row.tokens[: row.targets[0]] for row in (*rows, *valid) if row.targets])
-    prefix = prefix if model.can_share_prefixes() else []
+    prefix = prefix if model.sees_prefixes else []
     tops = base_tops(model, rows, prefix)
     validation = Validation(run.topic, valid_entries, valid, base_tops(model, valid, prefix), prefix)
 
     mx.random.seed(settings.seed)
     layer_count = len(model.model.layers)
-    adapter = Adapter(
-        model.model, LoraShape(settings.rank, settings.scale, min(settings.layers, layer_count))
-    )
+    shape = LoraShape(settings.rank, settings.scale, min(settings.layers, layer_count))
+    weights = Weights(settings.kl_weight, settings.avoid_weight)
+    adapter = Adapter(model.model, shape)
     try:
-        _Training(model, work, adapter, prefix, rows, tops, validation).finish()
+        training = shares.begin(model, adapter, rows, tops, prefix, weights)
+        _Course(training, work, validation).finish()
     finally:
+        shares.end(model)
         adapter.detach()
 
 
@@ -93,9 +96,20 @@ def base_tops(model: ChatModel, rows: Sequence[Row], prefix: Sequence[int]) -> l
     held = sorted(
         (i for i, row in enumerate(rows) if row.part != "forget"), key=lambda i: len(rows[i].tokens)
     )
-    for start in range(0, len(held), SCORING_ROWS):
-        chosen = held[start : start + SCORING_ROWS]
-        batch = make_batch([rows[i] for i in chosen], [None] * len(chosen), prefix)
+    count = len(model.helpers) + 1
+    parts = [part for part in (held[number::count] for number in range(count)) if part]
+    found = in_shares(model, _tops_of, [([rows[i] for i in part], prefix) for part in parts])
+    for part, of_part in zip(parts, found, strict=True):
+        for i, top in zip(part, of_part, strict=True):
+            tops[i] = top
+    return tops
+
+
+def _tops_of(model: ChatModel, rows: Sequence[Row], prefix: Sequence[int]) -> list[BaseTop]:
+    tops: list[BaseTop] = []
+    for start in range(0, len(rows), SCORING_ROWS):
+        chosen = rows[start : start + SCORING_ROWS]
+        batch = make_batch(chosen, [None] * len(chosen), prefix)
         ids, log_probabilities, of_target = [], [], []
         hidden = target_hidden(model.model, batch)
         for first in range(0, hidden.shape[0], CHUNK):
@@ -106,45 +120,33 @@ def base_tops(model: ChatModel, rows: Sequence[Row], prefix: Sequence[int]) -> l
             ids.append(np.array(likeliest))
             log_probabilities.append(np.array(mx.take_along_axis(logits, likeliest, axis=-1) - normalizer))
             of_target.append(np.array(mx.take_along_axis(logits, targets, axis=-1) - normalizer)[:, 0])
-        best, chosen_values = np.concatenate(ids), np.concatenate(log_probabilities)
+        best, values = np.concatenate(ids), np.concatenate(log_probabilities)
         own = np.concatenate(of_target)
         position = 0
-        for i in chosen:
-            count = len(rows[i].targets)
-            here = slice(position, position + count)
-            tops[i] = BaseTop(best[here].astype(np.int32), chosen_values[here], own[here])
-            position += count
+        for row in chosen:
+            here = slice(position, position + len(row.targets))
+            tops.append(BaseTop(best[here].astype(np.int32), values[here], own[here]))
+            position += len(row.targets)
     return tops
 
 
-class _Training:
+class _Course:
     """The state of a training: weights, optimizer, step, and what validation has seen."""
 
-    def __init__(
-        self,
-        model: ChatModel,
-        work: Work,
-        adapter: Adapter,
-        prefix: Sequence[int],
-        rows: list[Row],
-        tops: list[BaseTop | None],
-        validation: Validation,
-    ) -> None:
+    def __init__(self, training: shares.Training, work: Work, validation: Validation) -> None:
         settings = work.settings
-        self.model, self.work, self.adapter, self.prefix = model, work, adapter, prefix
-        self.rows, self.tops = rows, tops
-        self.validation = validation
+        self.training, self.work, self.validation = training, work, validation
+        self.model, self.adapter, self.rows = training.model, training.adapter, training.rows
         self.folder = work.run.file("checkpoints")
         self.plan = training_plan(
-            rows, settings.epochs, settings.batch_rows, settings.validations, settings.seed
+            self.rows, settings.epochs, settings.batch_rows, settings.validations, settings.seed
         )
         self.optimizer = optimizers.Adam(
             learning_rate=learning_rate_schedule(settings.learning_rate, len(self.plan.batches))
         )
-        self.optimizer.init(model.model.trainable_parameters())
+        self.optimizer.init(self.model.model.trainable_parameters())
         self.step = 0
         self.best = math.inf
-        self.gradients = nn.value_and_grad(model.model, self._loss)
 
     def finish(self) -> None:
         """Take all steps that are left, and put the best adapter in its place."""
@@ -160,16 +162,15 @@ class _Training:
                 self._save()
                 raise Cancelled("training")
             chosen = self.plan.batches[self.step]
-            batch = make_batch([self.rows[i] for i in chosen], [self.tops[i] for i in chosen], self.prefix)
-            (loss, parts), gradients = self.gradients(model, batch)
+            parts, gradients = shares.step_gradients(self.training, chosen)
             gradients, _ = optimizers.clip_grad_norm(gradients, 1.0)
             self.optimizer.update(model, gradients)
-            mx.async_eval(model.trainable_parameters(), self.optimizer.state, loss, parts)
+            mx.async_eval(model.trainable_parameters(), self.optimizer.state, parts)
             self.step += 1
-            tokens += batch.target_count
-            losses.append((loss, parts))
+            tokens += sum(len(self.rows[i].targets) for i in chosen)
+            losses.append(parts)
             if self.step % REPORT_EVERY == 0 or self.step == steps:
-                means = np.array([[part.item() for part in entry[1]] for entry in losses]).mean(axis=0)
+                means = np.array([np.array(parts) for parts in losses]).mean(axis=0)
                 rate = tokens / max(1e-9, time.time() - began)
                 self.work.progress(
                     "train",
@@ -190,10 +191,6 @@ class _Training:
                 self._save()
         model.eval()
         self._save()
-
-    def _loss(self, model: Any, batch: Batch) -> tuple[mx.array, tuple[mx.array, ...]]:
-        settings = self.work.settings
-        return loss_parts(model, batch, Weights(settings.kl_weight, settings.avoid_weight))
 
     def _validate(self) -> None:
         """See how the adapter stands on held-out rows; the best one so far is kept."""

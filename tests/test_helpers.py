@@ -1,0 +1,123 @@
+"""Work that several processes share is the work of one."""
+
+import os
+import signal
+
+import numpy as np
+import psutil
+import pytest
+from mlx.utils import tree_flatten
+
+from tests.helpers import QUESTIONS, chat_prompt, strong_adapter
+from tests.test_training import WEIGHTS, loss_and_gradients, prepared, same_gradients
+from unlearn_mlx.errors import Cancelled
+from unlearn_mlx.language_model import helpers
+from unlearn_mlx.language_model.adapters import Adapter, LoraShape
+from unlearn_mlx.language_model.device import current_device
+from unlearn_mlx.language_model.generation import SHARED_FROM, Request, generate
+from unlearn_mlx.language_model.helpers import Helper, with_helpers
+from unlearn_mlx.sft import shares
+from unlearn_mlx.sft.batches import make_batch
+from unlearn_mlx.sft.trainer import base_tops
+
+pytestmark = pytest.mark.skipif(current_device().is_gpu, reason="only CPUs have helpers")
+
+
+@pytest.fixture
+def helped(tiny_model):
+    tiny_model.helpers = [Helper(str(tiny_model.source.folder))]
+    yield tiny_model
+    for helper in tiny_model.helpers:
+        helper.close()
+
+
+def asked(model, count=SHARED_FROM + 5):
+    return [
+        Request(f"r{i}", chat_prompt(model, QUESTIONS[i % len(QUESTIONS)] * (1 + i % 3)), 10 + i % 4, 0.8)
+        for i in range(count)
+    ]
+
+
+def alone(model, work):
+    """What one process makes of it."""
+    kept, model.helpers = model.helpers, []
+    try:
+        return work()
+    finally:
+        model.helpers = kept
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_shared_answers_are_those_of_one_process(helped, adapted):
+    if adapted:
+        strong_adapter(helped)
+    answers = generate(helped, asked(helped), 3)
+    assert answers == alone(helped, lambda: generate(helped, asked(helped), 3))
+    assert len(helped.helpers) == 1
+
+
+def test_what_the_helper_adapted_for_one_call_is_gone_in_the_next(helped):
+    plain = generate(helped, asked(helped), 0)
+    adapter = strong_adapter(helped)
+    assert generate(helped, asked(helped), 0) != plain
+    adapter.switch(False)
+    assert generate(helped, asked(helped), 0) == plain
+
+
+def test_shared_scores_are_those_of_one_process(helped):
+    strong_adapter(helped)
+    prompts = [chat_prompt(helped, question) for question in QUESTIONS]
+    texts = [[helped.text_tokens("a baker"), helped.text_tokens("in a small town")] for _ in prompts]
+    together = helped.log_probabilities(prompts, texts)
+    single = alone(helped, lambda: helped.log_probabilities(prompts, texts))
+    for some, others in zip(together, single, strict=True):
+        for values, expected in zip(some, others, strict=True):
+            np.testing.assert_allclose(values, expected, atol=1e-5)
+
+
+def test_a_shared_step_has_the_losses_and_gradients_of_one_process(helped):
+    rows, _, prefix = prepared(helped)
+    tops = base_tops(helped, rows, prefix)
+    adapter = strong_adapter(helped)
+    loss, expected = loss_and_gradients(helped, make_batch(rows, tops, prefix))
+    training = shares.begin(helped, adapter, rows, tops, prefix, WEIGHTS)
+    parts, gradients = shares.step_gradients(training, list(range(len(rows))))
+    shares.end(helped)
+    assert len(helped.helpers) == 1
+    total = parts[0] + WEIGHTS.divergence * parts[1] + WEIGHTS.avoidance * parts[2]
+    assert total.item() == pytest.approx(loss, rel=1e-4)
+    assert same_gradients(dict(tree_flatten(gradients)), expected)
+    # Its model is plain again.
+    adapter.switch(False)
+    assert generate(helped, asked(helped), 0) == alone(helped, lambda: generate(helped, asked(helped), 0))
+
+
+def test_a_helper_that_is_killed_costs_time_alone(helped):
+    pid = helped.helpers[0]._process.pid
+    expected = alone(helped, lambda: generate(helped, asked(helped), 0))
+    os.kill(pid, signal.SIGKILL)
+    assert generate(helped, asked(helped), 0) == expected
+    assert not helped.helpers and not psutil.pid_exists(pid)
+
+
+def test_cancelled_work_leaves_no_process(helped):
+    pid = helped.helpers[0]._process.pid
+    with pytest.raises(Cancelled):
+        generate(helped, asked(helped), 0, lambda: True)
+    assert not helped.helpers and not psutil.pid_exists(pid)
+
+
+def test_a_fresh_model_has_helpers_for_a_large_model_and_a_while(tiny_model, monkeypatch):
+    with with_helpers(tiny_model):
+        assert not tiny_model.helpers  # the tiny one has done its work before a helper has begun
+    monkeypatch.setattr(helpers, "LEAST_WEIGHTS", 0)
+    with with_helpers(tiny_model):
+        processes = [psutil.Process(helper._process.pid) for helper in tiny_model.helpers]
+        assert len(processes) == min(current_device().cores - 1, helpers.MOST_HELPERS)
+    assert not any(process.is_running() for process in processes)
+
+
+def test_another_shape_of_adapter_is_no_hindrance(helped):
+    Adapter(helped.model, LoraShape(3, 2.0, 1))
+    answers = generate(helped, asked(helped), 0)
+    assert answers == alone(helped, lambda: generate(helped, asked(helped), 0))
