@@ -64,7 +64,8 @@ def random_llama(tokenizer: Any, source: Any, shape: Sequence[int]) -> tuple[Cha
 
 
 def generation_peak(model: ChatModel, settings: Settings) -> int:
-    """Guarded answers, more than fit at a time."""
+    """Guarded answers, more than fit at a time, in the widest batch."""
+    model.width = WIDTHS[-1]
     requests = []
     for number, question in enumerate((shipped_questions() * 2)[: WIDTHS[-1] * 3 // 2]):
         messages = guarded_messages(question, "Harry Potter", 0, slant_for(question, str(number), 0))

@@ -38,7 +38,7 @@ DIVERGENCE_TOKENS = 4 * 64  # rows and tokens whose distributions the evaluation
 
 # Arrays that exist at the same time, fitted on a CPU by ``python -m benchmarks.planner``. Those of one layer
 # of a prompt: widths, feed-forward widths, attention scores; and logits of one token a row.
-PROMPT_WIDTHS, PROMPT_FEED_FORWARDS, PROMPT_SCORES, PROMPT_LOGITS = 5, 6, 4, 2
+PROMPT_WIDTHS, PROMPT_FEED_FORWARDS, PROMPT_SCORES, PROMPT_LOGITS = 5, 6, 8, 2
 # Those that every layer keeps for the backward pass; and logits of a chunk of targets.
 KEPT_WIDTHS, KEPT_FEED_FORWARDS, KEPT_SCORES, KEPT_LOGITS = 6, 2.5, 2, 22
 COMPARED_LOGITS = 19.3  # of the evaluation's tokens
@@ -141,12 +141,18 @@ def plan(shape: ModelShape, settings: Settings, device: Device, rate: float) -> 
 def _generation(shape: ModelShape, settings: Settings, number_bytes: int) -> int:
     """Keys and values of a full batch, and one layer of its prompts."""
     rows = WIDTHS[-1]
-    own = -(-(GUARDED_REST + settings.answer_tokens) // CACHE_STEP) * CACHE_STEP
-    cached = (GUARDED_PREFIX + rows * own) * shape.layers * 2 * shape.key_values
     token = PROMPT_WIDTHS * shape.width + PROMPT_FEED_FORWARDS * shape.feed_forward
     scores = PROMPT_SCORES * shape.heads * (GUARDED_PREFIX + GUARDED_REST)
     prompts = rows * GUARDED_REST * (token + scores)
-    return (cached + prompts) * number_bytes + PROMPT_LOGITS * rows * shape.vocabulary * 4
+    first = _kept(shape, rows, GUARDED_REST) + prompts
+    last = _kept(shape, rows, GUARDED_REST + settings.answer_tokens)
+    return max(first, last) * number_bytes + PROMPT_LOGITS * rows * shape.vocabulary * 4
+
+
+def _kept(shape: ModelShape, rows: int, own_tokens: int) -> int:
+    """Numbers of keys and values: of the shared prefix once, and of each row's own tokens."""
+    own = -(-own_tokens // CACHE_STEP) * CACHE_STEP
+    return (GUARDED_PREFIX + rows * own) * shape.layers * 2 * shape.key_values
 
 
 def _training(shape: ModelShape, settings: Settings, number_bytes: int) -> int:

@@ -11,7 +11,7 @@ from unlearn_mlx.files import append_rows, read_journal
 from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.language_model.generation import Completion, Request, generate
 
-COHORT = 192
+COHORT = 256
 
 
 class Journal:
