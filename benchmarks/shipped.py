@@ -33,7 +33,7 @@ NAMES = {key: name for key, name, _ in FIGURES}
 
 
 def make(slug: str, options: list[str]) -> None:
-    """Run a topic and put what came of it in its places."""
+    """Run a topic, audit its adapter, and publish both."""
     topic = load_topic(shipped_topics()[slug])
     run = ROOT / "runs" / "shipped" / slug
     command = [
@@ -49,6 +49,12 @@ def make(slug: str, options: list[str]) -> None:
     ]
     subprocess.run([*command, *options], check=True)
     subprocess.run([*command[:3], "audit", str(run)], check=True)
+    publish(slug, run, options)
+
+
+def publish(slug: str, run: Path, options: list[str]) -> None:
+    """Put what came of a run in its places."""
+    topic = load_topic(shipped_topics()[slug])
     rows = ROOT / "data" / "synthetic" / MODEL / slug
     shutil.rmtree(rows, ignore_errors=True)
     rows.mkdir(parents=True)
