@@ -7,9 +7,6 @@ import tempfile
 # no test reaches the network.
 os.environ["UNLEARN_CACHE"] = tempfile.mkdtemp(prefix="unlearn-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Two processes whose products take two threads each would wait for one another at every one.
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"
 atexit.register(shutil.rmtree, os.environ["UNLEARN_CACHE"], ignore_errors=True)
 
 from pathlib import Path
