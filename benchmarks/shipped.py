@@ -69,7 +69,10 @@ def publish(slug: str, run: Path, options: list[str]) -> None:
     (adapter / "evaluation.json").write_text(
         json.dumps(evaluation, ensure_ascii=False, separators=(",", ":"))
     )
-    shutil.copy(run / "audit.json", adapter)
+    audited = ""
+    if (run / "audit.json").exists():
+        shutil.copy(run / "audit.json", adapter)
+        audited = json.loads((run / "audit.json").read_text())["text"]
     write_rows(
         adapter / "events.jsonl",
         [event for event in read_rows(run / "events.jsonl") if event["stage"] == "train"],
@@ -85,8 +88,7 @@ def publish(slug: str, run: Path, options: list[str]) -> None:
         "nearest_training_question": evaluation["nearest_training_question"],
     }
     (adapter / "figures.json").write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
-    audit = json.loads((run / "audit.json").read_text())
-    (adapter / "README.md").write_text(card(topic.name, figures, audit["text"]))
+    (adapter / "README.md").write_text(card(topic.name, figures, audited))
 
 
 def card(name: str, figures: dict[str, Any], audited: str) -> str:
@@ -106,7 +108,7 @@ Made by `{figures["command"]}`.
 |---|---|---|
 {rows}
 
-Audit: {audited}
+Audit: {audited or "not made yet."}
 """
 
 
