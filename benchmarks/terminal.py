@@ -60,6 +60,7 @@ class Terminal:
         """Send keys one after the other, each once the program has drawn what the one before did."""
         for key in keys:
             self.process.send(key)
+            self.read(1)  # a busy machine draws late, and a key that comes before that meets the old focus
             while self.read(0.15):
                 pass
 
