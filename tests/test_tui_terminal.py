@@ -18,9 +18,12 @@ def test_from_a_new_run_to_the_exit_code(workplace):
     terminal.until("smollm2 (needs")
     terminal.press("Harry Potter", "\t", "\t", "\t", "\r")
     terminal.until("seed of every random choice")
+    while terminal.read(0.3):  # the settings fold out
+        pass
     terminal.press("\t")  # the seed stays
-    for value in ("8", "1", "3", "4"):  # questions, answers, rounds, neighbours
+    for name, value in (("questions", "8"), ("answers", "1"), ("rounds", "3"), ("neighbours", "4")):
         terminal.press("\t", value)
+        terminal.until(lambda text, row=rf"{name} +{value} ": re.search(row, text), 20)
     terminal.press("\x13")  # ctrl+s
 
     # Watch, cancel, resume.
