@@ -186,7 +186,12 @@ class Engine:
 
     def _serve(self) -> None:
         try:
+            from unlearn_mlx.language_model.blas import use_blas_threads
+            from unlearn_mlx.language_model.device import current_device
             from unlearn_mlx.language_model.models import load_model, resolve_model
+
+            # One core is left to the face that shows the answer: a browser would wait for it.
+            use_blas_threads(max(1, current_device().cores - 1))
 
             model = load_model(resolve_model(self._model_name))
             if self._adapter_folder:
@@ -233,8 +238,6 @@ class Engine:
 
     def _answer(self, model: Any, question: _Question) -> "list[Request]":
         """Answer a question. Returns what is known of the next turn's prompts, where there may be one."""
-        from unlearn_mlx.language_model.blas import use_blas_threads
-        from unlearn_mlx.language_model.device import current_device
         from unlearn_mlx.language_model.generation import decode
 
         modes = list(question.conversations)
@@ -256,11 +259,7 @@ class Engine:
         shown = [""] * len(modes)
         stopped = question.answering.stop.is_set
         memory = self._memory if question.goes_on else None
-        cores = current_device().cores
-        use_blas_threads(cores)
         for index, token in decode(model, requests, question.seed, stopped, memory):
-            # After the prompts one core is left to the face that shows the answer: a browser waits for it.
-            use_blas_threads(max(1, cores - 1))
             if token is not None:
                 written[index].append(token)
             text = model.text_of(written[index])
