@@ -80,7 +80,8 @@ def test_a_shared_step_has_the_losses_and_gradients_of_one_process(helped):
     tops = base_tops(helped, rows, prefix)
     adapter = strong_adapter(helped)
     loss, expected = loss_and_gradients(helped, make_batch(rows, tops, prefix))
-    training = shares.begin(helped, adapter, rows, tops, prefix, WEIGHTS)
+    training = shares.Training(helped, adapter, rows, tops, prefix, WEIGHTS)
+    shares.begin(training)
     parts, gradients = shares.step_gradients(training, list(range(len(rows))))
     shares.end(helped)
     assert len(helped.helpers) == 1

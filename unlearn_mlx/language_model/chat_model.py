@@ -12,7 +12,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from unlearn_mlx.errors import EnvironmentCannot
 from unlearn_mlx.language_model.adapters import LoraLayers, lora_layers, with_lora_layers
 from unlearn_mlx.language_model.exponential import log_sum_exp
-from unlearn_mlx.language_model.helpers import Helper, in_shares
+from unlearn_mlx.language_model.helpers import Helper, dealt_out
 from unlearn_mlx.language_model.models import ModelSource
 from unlearn_mlx.language_model.prefixes import common_prefix, see_shared_prefixes, shared_prefix_caches
 from unlearn_mlx.language_model.special_tokens import SpecialTokens
@@ -111,18 +111,13 @@ class ChatModel:
         texts, together with others of its length; ``width`` is the most rows at a time.
         """
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), len(texts[i])))
-        parts = [order[k :: len(self.helpers) + 1] for k in range(len(self.helpers) + 1)]
         layers = lora_layers(self.model) if self.helpers else {}
-        scored = in_shares(
+        found = dealt_out(
             self,
             _log_probabilities,
-            [([prompts[i] for i in part], [texts[i] for i in part], width, layers) for part in parts if part],
+            order,
+            lambda part: ([prompts[i] for i in part], [texts[i] for i in part], width, layers),
         )
-        found = {
-            i: values
-            for part, of_part in zip(parts, scored, strict=False)
-            for i, values in zip(part, of_part, strict=True)
-        }
         return [found[i] for i in range(len(prompts))]
 
     def _log_probabilities_here(

@@ -24,7 +24,7 @@ from unlearn_mlx.language_model.adapters import (
     with_lora_layers,
 )
 from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.language_model.helpers import in_shares
+from unlearn_mlx.language_model.helpers import dealt_out
 from unlearn_mlx.language_model.prefixes import GrowingRows, common_prefix, shared_prefix_caches
 from unlearn_mlx.language_model.width import WIDTHS, batch_width
 
@@ -67,19 +67,18 @@ def generate(
         Cancelled: between two tokens, once ``is_cancelled`` returns True.
     """
     with_strengths = any(request.adapter_strength is not None for request in requests)
-    count = 1 if with_strengths or len(requests) < SHARED_FROM else len(model.helpers) + 1
-    # Shares of about the same length; each answer has its own seed, so it is the same in any.
-    order = _longest_first(requests)
-    parts = [order[number::count] for number in range(count)]
-    layers = lora_layers(model.model) if count > 1 else {}
-    shares: list[tuple[Any, ...]] = [([requests[i] for i in part], seed, layers) for part in parts]
-    shares[0] = (*shares[0], is_cancelled)
-    answered = in_shares(model, answer_here, shares, is_cancelled)
-    completions = {
-        i: completion
-        for part, of_part in zip(parts, answered, strict=True)
-        for i, completion in zip(part, of_part, strict=True)
-    }
+    if not model.helpers or with_strengths or len(requests) < SHARED_FROM:
+        return _answer(model, requests, seed, is_cancelled)
+    layers = lora_layers(model.model)
+    # Each answer has its own seed, so it is the same in any share.
+    completions = dealt_out(
+        model,
+        answer_here,
+        _longest_first(requests),
+        lambda part: ([requests[i] for i in part], seed, layers),
+        is_cancelled,
+        here=(is_cancelled,),
+    )
     return [completions[i] for i in range(len(requests))]
 
 

@@ -157,6 +157,29 @@ def in_shares(
     ]
 
 
+def dealt_out(
+    model: "ChatModel",
+    function: Callable[..., Sequence[T]],
+    order: Sequence[int],
+    share_of: Callable[[Sequence[int]], tuple[Any, ...]],
+    is_cancelled: Callable[[], bool] = lambda: False,
+    here: tuple[Any, ...] = (),
+) -> dict[int, T]:
+    """What ``function`` finds for each number of ``order``, dealt out among this process and helpers.
+
+    It is given a share's arguments, made of its numbers, and ``here`` on top in this process.
+    """
+    count = len(model.helpers) + 1
+    parts = [part for part in (order[first::count] for first in range(count)) if part]
+    shares = [share_of(part) + (here if number == 0 else ()) for number, part in enumerate(parts)]
+    found = in_shares(model, function, shares, is_cancelled)
+    return {
+        i: value
+        for part, of_part in zip(parts, found, strict=True)
+        for i, value in zip(part, of_part, strict=True)
+    }
+
+
 def in_turn(model: "ChatModel", function: Callable[..., Any], *given: Any) -> None:
     """Have every helper of a model compute ``function(model, *given)``; those that cannot are let go."""
     for helper in list(model.helpers):

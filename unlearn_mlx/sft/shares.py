@@ -30,7 +30,7 @@ class Training:
         weights: Weights,
     ) -> None:
         self.model, self.adapter = model, adapter
-        self.rows, self.tops, self.prefix = rows, tops, prefix
+        self.rows, self.tops, self.prefix, self.weights = rows, tops, prefix, weights
         self._gradients = nn.value_and_grad(
             model.model, lambda module, batch: loss_parts(module, batch, weights)
         )
@@ -45,19 +45,19 @@ class Training:
 _training: Training | None = None  # a process has one at a time
 
 
-def begin(
-    model: ChatModel,
-    adapter: Adapter,
-    rows: Sequence[Row],
-    tops: Sequence[BaseTop | None],
-    prefix: Sequence[int],
-    weights: Weights,
-) -> Training:
-    """Begin a training in this process and in the model's helpers."""
+def begin(training: Training) -> None:
+    """Begin a training in this process and in its model's helpers."""
     global _training
-    _training = Training(model, adapter, rows, tops, prefix, weights)
-    in_turn(model, _begin, adapter.shape, rows, tops, prefix, weights)
-    return _training
+    _training = training
+    in_turn(
+        training.model,
+        _begin,
+        training.adapter.shape,
+        training.rows,
+        training.tops,
+        training.prefix,
+        training.weights,
+    )
 
 
 def end(model: ChatModel) -> None:

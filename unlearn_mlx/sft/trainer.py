@@ -18,7 +18,7 @@ from unlearn_mlx.files import read_json, read_rows, write_json
 from unlearn_mlx.language_model.adapters import Adapter, LoraShape, save_arrays
 from unlearn_mlx.language_model.chat_model import ChatModel, vocabulary_logits
 from unlearn_mlx.language_model.exponential import log_sum_exp
-from unlearn_mlx.language_model.helpers import in_shares
+from unlearn_mlx.language_model.helpers import dealt_out
 from unlearn_mlx.language_model.prefixes import common_prefix
 from unlearn_mlx.runs import Work
 from unlearn_mlx.sft import shares
@@ -72,7 +72,8 @@ def train(model: ChatModel, work: Work) -> None:
     weights = Weights(settings.kl_weight, settings.avoid_weight)
     adapter = Adapter(model.model, shape)
     try:
-        training = shares.begin(model, adapter, rows, tops, prefix, weights)
+        training = shares.Training(model, adapter, rows, tops, prefix, weights)
+        shares.begin(training)
         _Course(training, work, validation).finish()
     finally:
         shares.end(model)
@@ -96,12 +97,8 @@ def base_tops(model: ChatModel, rows: Sequence[Row], prefix: Sequence[int]) -> l
     held = sorted(
         (i for i, row in enumerate(rows) if row.part != "forget"), key=lambda i: len(rows[i].tokens)
     )
-    count = len(model.helpers) + 1
-    parts = [part for part in (held[number::count] for number in range(count)) if part]
-    found = in_shares(model, _tops_of, [([rows[i] for i in part], prefix) for part in parts])
-    for part, of_part in zip(parts, found, strict=True):
-        for i, top in zip(part, of_part, strict=True):
-            tops[i] = top
+    for i, top in dealt_out(model, _tops_of, held, lambda part: ([rows[i] for i in part], prefix)).items():
+        tops[i] = top
     return tops
 
 
