@@ -14,7 +14,7 @@ from unlearn_mlx.runs import STAGES, open_run
 
 COUNTS = (
     *("--model", "smollm2", "--questions", 12, "--answers", 1, "--neighbours", 6, "--general", 4),
-    *("--epochs", 1, "--samples", 0, "--validations", 1, "--learning-rate", 0.002),
+    *("--epochs", 1, "--samples", 0, "--probes", 60, "--validations", 1, "--learning-rate", 0.002),
 )
 
 
@@ -157,11 +157,12 @@ def test_mlx_lm_loads_the_adapter_and_answers_otherwise(finished):
 
 
 def test_the_evaluation_has_base_and_adapter_for_every_probe(finished):
-    from unlearn_mlx.evaluation.stage import probes_for
+    from unlearn_mlx.evaluation.stage import asked_probes
 
     run, _, _ = finished
     evaluation = json.loads(run.file("evaluation.json").read_text())
-    assert [row["id"] for row in evaluation["probes"]] == [probe.id for probe in probes_for(run)]
+    assert [row["id"] for row in evaluation["probes"]] == [probe.id for probe in asked_probes(run)]
+    assert 60 <= len(evaluation["probes"]) < 90
     for row in evaluation["probes"]:
         for side in ("base", "adapter"):
             assert "right" in row[side] or len(row[side]["answers"]) == 1

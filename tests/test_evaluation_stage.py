@@ -8,9 +8,9 @@ from tests.helpers import WIZARD, run_with_dataset, strong_adapter
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.evaluation import scoring
 from unlearn_mlx.evaluation.own_probes import known_words, make_probes
-from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, write_row
+from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, even_share, write_row
 from unlearn_mlx.evaluation.results import read_evaluation
-from unlearn_mlx.evaluation.stage import evaluate, nearness, probes_for
+from unlearn_mlx.evaluation.stage import asked_probes, evaluate, every_probe, nearness
 from unlearn_mlx.files import write_rows
 from unlearn_mlx.language_model import blas
 from unlearn_mlx.language_model.generation import Completion
@@ -162,7 +162,17 @@ def test_known_is_what_most_answers_say_and_other_answers_do_not(answers, known)
 
 def test_a_topic_with_probes_is_asked_in_every_form(tmp_path, tiny_folder):
     run = run_with_dataset(tmp_path / "wizard", tiny_folder, topic=WIZARD)
-    forms = {probe.form for probe in probes_for(run)}
+    forms = {probe.form for probe in every_probe(run)}
     assert len(forms) == 11
-    assert len({probe.id for probe in probes_for(run)}) == len(probes_for(run))
-    assert json.dumps([write_row(probe) for probe in probes_for(run)[:1]])
+    assert len({probe.id for probe in every_probe(run)}) == len(every_probe(run))
+    assert json.dumps([write_row(probe) for probe in every_probe(run)[:1]])
+
+
+def test_fewer_probes_are_an_even_share_of_every_form(tmp_path, tiny_folder):
+    every = every_probe(run_with_dataset(tmp_path / "wizard", tiny_folder, topic=WIZARD))
+    few = asked_probes(run_with_dataset(tmp_path / "few", tiny_folder, topic=WIZARD, probes=60))
+    assert 60 <= len(few) < 90
+    assert {(probe.scope, probe.form) for probe in few} == {(probe.scope, probe.form) for probe in every}
+    assert few == [probe for probe in every if probe in few]
+    assert even_share(every, len(every)) == every
+    assert even_share([], 5) == []

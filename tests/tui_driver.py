@@ -57,6 +57,11 @@ async def write(pilot: "Pilot[None]", text: str) -> None:
         await pilot.press("space" if character == " " else character)
 
 
+def notified(app: Any) -> str:
+    """What the app has told, a line each."""
+    return "\n".join(note.message for note in app._notifications)
+
+
 def screen_text(app: Any) -> str:
     """What stands on the screen, as text."""
     console = Console(

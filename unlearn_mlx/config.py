@@ -40,6 +40,9 @@ class Settings(BaseModel):
         1.0, ge=0, le=100, description="weight of making the base's own telling words unlikely"
     )
     validations: int = Field(2, ge=1, le=100, description="times that training is validated")
+    probes: int = Field(
+        1000, ge=1, le=100_000, description="about the most probes that are asked; every form keeps some"
+    )
     samples: int = Field(4, ge=0, le=64, description="sampled answers a probe, beside the greedy one")
 
 
@@ -51,6 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "general": 12,
         "epochs": 1.0,
         "validations": 1,
+        "probes": 120,
         "samples": 0,
     },
     "standard": {},

@@ -22,7 +22,7 @@ from unlearn_mlx.errors import Cancelled, UserError
 from unlearn_mlx.evaluation.figures import AT, leak_at
 from unlearn_mlx.evaluation.probes import MULTIPLE_CHOICE, QUESTION_ANSWER, Probe, read_probes
 from unlearn_mlx.evaluation.scoring import score_probes
-from unlearn_mlx.evaluation.stage import probes_for
+from unlearn_mlx.evaluation.stage import asked_probes
 from unlearn_mlx.files import read_json, read_rows, sha256_of, write_json
 from unlearn_mlx.language_model.adapters import WEIGHTS, Adapter, load_adapter
 from unlearn_mlx.language_model.chat_model import ChatModel
@@ -252,7 +252,7 @@ def _sampled(count: int) -> str:
 def _audit_probes(work: Work) -> list[Probe]:
     """Plain questions and choices on the topic and on an invented subject, choices on neighbours."""
     wanted = {("topic", QUESTION_ANSWER), ("topic", MULTIPLE_CHOICE), ("neighbour", MULTIPLE_CHOICE)}
-    probes = [probe for probe in probes_for(work.run) if (probe.scope, probe.form) in wanted]
+    probes = [probe for probe in asked_probes(work.run) if (probe.scope, probe.form) in wanted]
     return probes + read_probes(DATA / "probes" / "control.jsonl")
 
 

@@ -1,5 +1,8 @@
 """Probes: hand-written facts, or questions whose answer the base itself knows."""
 
+import math
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +56,18 @@ def read_probes(path: Path) -> list[Probe]:
         UserError: where a line is damaged.
     """
     return [_probe(row) for row in read_rows(path, required=("id", "scope", "kind", "answer"))]
+
+
+def even_share(probes: Sequence[Probe], most: int) -> list[Probe]:
+    """About ``most`` of the probes, in order: the same share of each scope, kind and form, one at least."""
+    groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for probe in probes:
+        groups[probe.scope, probe.kind, probe.form].append(probe.id)
+    kept: set[str] = set()
+    for ids in groups.values():
+        count = min(len(ids), math.ceil(len(ids) * most / len(probes)))
+        kept.update(ids[number * len(ids) // count] for number in range(count))
+    return [probe for probe in probes if probe.id in kept]
 
 
 def _probe(row: dict[str, Any]) -> Probe:

@@ -15,7 +15,14 @@ from unlearn_mlx.evaluation.labels import knowledge_of, label_answers
 from unlearn_mlx.evaluation.membership import read_passages
 from unlearn_mlx.evaluation.neutral import compare_neutral
 from unlearn_mlx.evaluation.own_probes import make_probes
-from unlearn_mlx.evaluation.probes import Probe, has_own_probes, probe_files, read_probes, write_row
+from unlearn_mlx.evaluation.probes import (
+    Probe,
+    even_share,
+    has_own_probes,
+    probe_files,
+    read_probes,
+    write_row,
+)
 from unlearn_mlx.evaluation.scoring import ANSWER_TOKENS, BLOCK, score_probes
 from unlearn_mlx.evaluation.verdict import verdict
 from unlearn_mlx.files import read_json, read_rows, sha256_of, write_json, write_rows
@@ -28,8 +35,8 @@ from unlearn_mlx.synthetic_data.nearness import NEAR_DUPLICATE, Nearness
 Results = dict[str, dict[str, Any]]
 
 
-def probes_for(run: Run) -> list[Probe]:
-    """The probes that this run is judged on: hand-written ones, and its own where there are none."""
+def every_probe(run: Run) -> list[Probe]:
+    """What is known to ask of this run's topic: hand-written probes, and its own where there are none."""
     topic = run.topic
     probes = [probe for path in probe_files(topic) for probe in read_probes(path)]
     probes += read_forms(forms_file(topic), probes)
@@ -39,13 +46,18 @@ def probes_for(run: Run) -> list[Probe]:
     return probes
 
 
+def asked_probes(run: Run) -> list[Probe]:
+    """The probes that this run is judged on: as many of them as its settings say."""
+    return even_share(every_probe(run), run.settings.probes)
+
+
 def prepare_probes(model: ChatModel, work: Work) -> list[str]:
     """Make the run's own probes where nobody wrote any; return the texts that training must not be near."""
     path = work.run.file("probes.jsonl")
     if not has_own_probes(work.run.topic) and not path.exists():
         probes = make_probes(model, work)
         write_rows(path, [write_row(probe) for probe in probes])
-    return [probe.question for probe in probes_for(work.run)]
+    return [probe.question for probe in every_probe(work.run)]
 
 
 def evaluate(model: ChatModel, work: Work) -> None:
@@ -57,7 +69,7 @@ def evaluate(model: ChatModel, work: Work) -> None:
     run, settings = work.run, work.settings
     if not run.has_adapter:
         raise UserError(f"{run.path} has no adapter yet: run 'unlearn train' first")
-    topic, probes = run.topic, probes_for(run)
+    topic, probes = run.topic, asked_probes(run)
 
     def progress(who: str) -> Callable[[int, int, str], None]:
         return lambda done, total, unit: work.progress("evaluate", done, total, f"{who} {unit}")

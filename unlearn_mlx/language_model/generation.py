@@ -7,6 +7,7 @@ the whole vocabulary, which costs mlx-lm's BatchGenerator more than the model it
 """
 
 import hashlib
+import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -180,7 +181,23 @@ class _Batch:
 
     def start(self, chosen: Sequence[int]) -> Iterator[tuple[int, int | None]]:
         """Compute the prompts of further requests and draw their first tokens."""
-        cache, prompts = self._known(chosen)
+        logits, cache = self._side_by_side(chosen) if self.memory is not None else self._together(chosen)
+        first = len(self.rows)
+        for old, new in zip(self.cache, cache, strict=False):
+            old.extend(new)
+        self.cache = self.cache or cache
+        self.rows += chosen
+        self.live += [True] * len(chosen)
+        self.drawn += [[] for _ in chosen]
+        yield from self._draw(logits, range(first, len(self.rows)))
+
+    def _together(self, chosen: Sequence[int]) -> tuple[mx.array, list[Any]]:
+        """Prompts in one batch: their last tokens' logits, [rows, vocabulary], and one cache a layer."""
+        prompts = [list(self.requests[index].tokens[self.prefix_length :]) for index in chosen]
+        if self.prefix:
+            cache: list[Any] = [GrowingRows(entry.segments, len(chosen)) for entry in self.prefix]
+        else:
+            cache = _merged([self.model.new_cache() for _ in chosen])
         lengths = [len(prompt) for prompt in prompts]
         longest = max(lengths)
         padding = [longest - length for length in lengths]
@@ -195,14 +212,20 @@ class _Batch:
         if max(padding):
             for entry in cache:
                 entry.finalize()
-        first = len(self.rows)
-        for old, new in zip(self.cache, cache, strict=False):
-            old.extend(new)
-        self.cache = self.cache or cache
-        self.rows += chosen
-        self.live += [True] * len(chosen)
-        self.drawn += [[] for _ in chosen]
-        yield from self._draw(logits, range(first, len(self.rows)))
+        return logits, cache
+
+    def _side_by_side(self, chosen: Sequence[int]) -> tuple[mx.array, list[Any]]:
+        """The same, each prompt from where the memory knows it, in a stream of its own: a CPU has several."""
+        found = []
+        for index, stream in zip(chosen, _streams(len(chosen)), strict=True):
+            cache, rest = self._remembered(index)
+            self._use_strengths([index])
+            with mx.stream(stream):
+                last = mx.array([len(rest) - 1])
+                logits = self.model.logits_at(mx.array([rest]), mx.array([0]), last, cache)
+            found.append((logits, cache))
+        mx.eval([(logits, [entry.state for entry in cache]) for logits, cache in found])
+        return mx.concatenate([logits for logits, _ in found]), _merged([cache for _, cache in found])
 
     def step(self) -> Iterator[tuple[int, int | None]]:
         """Draw one more token for each live row."""
@@ -260,21 +283,13 @@ class _Batch:
             mx.eval([entry.state for entry in cache])
             self.memory.insert_cache(request.weights, tokens, cache)
 
-    def _known(self, chosen: Sequence[int]) -> tuple[list[Any], list[list[int]]]:
-        """What is computed of requests' tokens already, one cache a layer, and each one's other tokens."""
-        prompts = [list(self.requests[index].tokens[self.prefix_length :]) for index in chosen]
-        if self.prefix:
-            return [GrowingRows(entry.segments, len(chosen)) for entry in self.prefix], prompts
-        caches = []
-        for number, index in enumerate(chosen):
-            cache = None
-            if self.memory is not None:
-                # The last token is computed in any case: what follows is drawn from its logits.
-                weights, head = self.requests[index].weights, prompts[number][:-1]
-                cache, rest = self.memory.fetch_nearest_cache(weights, head)
-                prompts[number] = [*rest, prompts[number][-1]]
-            caches.append(cache or self.model.new_cache())
-        return [entries[0].merge(entries) for entries in zip(*caches, strict=True)], prompts
+    def _remembered(self, index: int) -> tuple[list[Any], list[int]]:
+        """The cache of what the memory has of a request's tokens, and its other tokens, one at least."""
+        assert self.memory is not None
+        tokens = list(self.requests[index].tokens)
+        # The last token is computed in any case: what follows is drawn from its logits.
+        cache, rest = self.memory.fetch_nearest_cache(self.requests[index].weights, tokens[:-1])
+        return cache or self.model.new_cache(), [*rest, tokens[-1]]
 
     def _use_strengths(self, indices: Sequence[int]) -> None:
         if self.has_strengths:
@@ -299,6 +314,22 @@ def random_source(seed: int, key: str) -> np.random.Generator:
     """Randomness that depends on the seed and the key alone."""
     digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+
+
+def _merged(caches: Sequence[Sequence[Any]]) -> list[Any]:
+    """One cache a layer for the rows of several."""
+    return [entries[0].merge(entries) for entries in zip(*caches, strict=True)]
+
+
+_of_thread = threading.local()
+
+
+def _streams(count: int) -> list[mx.Stream]:
+    """Streams that this thread's arrays can be computed in at once; its own is the first."""
+    known: list[mx.Stream] = _of_thread.__dict__.setdefault("streams", [])
+    device = mx.default_device()
+    known += [mx.new_stream(device) for _ in range(count - 1 - len(known))]
+    return [mx.default_stream(device), *known][:count]
 
 
 _stop_masks: dict[tuple[int, str], np.ndarray] = {}

@@ -24,6 +24,7 @@ LOGITS_CHUNK = 64  # targets whose logits training computes at a time
 QUESTION_TOKENS = 14
 SAMPLES_AN_ANSWER = 1.9  # guarded answers drawn for one that is kept
 DRAFTS_A_QUESTION = 1.5
+PROBES = 480  # of a topic that somebody wrote probes for
 EVALUATED_ANSWERS = 330, 60  # probes answered, and how many of them are sampled too
 # Shares of the measured rate that SmolLM2 on two cores reaches in decoding and in training.
 DECODING_SHARE, TRAINING_SHARE = 0.4, 0.4
@@ -211,7 +212,7 @@ def _seconds(shape: ModelShape, settings: Settings, rate: float) -> dict[str, fl
     retain = settings.neighbours + settings.general
     questions = settings.questions + retain
     guarded = settings.questions * settings.answers
-    answered, sampled = EVALUATED_ANSWERS
+    answered, sampled = (min(count, settings.probes * count / PROBES) for count in EVALUATED_ANSWERS)
     drafts = questions * DRAFTS_A_QUESTION
     answers = guarded * SAMPLES_AN_ANSWER + settings.questions + retain
     rows = guarded * 0.85 + retain + settings.questions * 0.5 * (settings.avoid_weight > 0)

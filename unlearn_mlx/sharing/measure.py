@@ -5,7 +5,7 @@ from typing import Any
 
 from unlearn_mlx.evaluation.results import read_evaluation
 from unlearn_mlx.evaluation.scoring import score_probes
-from unlearn_mlx.evaluation.stage import probes_for
+from unlearn_mlx.evaluation.stage import asked_probes
 from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.runs import Run
 
@@ -48,7 +48,7 @@ def measure_leak(model: ChatModel, run: Run) -> Leak | None:
     known: dict[str, Any] = {probe["id"]: probe for probe in read_evaluation(run.path)["probes"]}
     probes = [
         probe
-        for probe in probes_for(run)
+        for probe in asked_probes(run)
         if probe.scope == "topic" and probe.kind == "open" and probe.leak and probe.id in known
     ]
     if not probes:
