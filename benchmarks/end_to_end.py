@@ -11,8 +11,10 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from mlx_lm import batch_generate
 from mlx_lm.sample_utils import make_sampler
@@ -21,11 +23,11 @@ from mlx_lm.tuner import trainer as stock
 from benchmarks.side_by_side import ROWS, open_model
 from benchmarks.training import BATCH_ROWS, peer, shipped_rows, train_stock
 from unlearn_mlx.config import make_settings
-from unlearn_mlx.language_model import generation
+from unlearn_mlx.language_model import generation, helpers
 from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.language_model.generation import Request
 from unlearn_mlx.pipeline import run_stages
-from unlearn_mlx.runs import STAGES, create_run
+from unlearn_mlx.runs import create_run
 from unlearn_mlx.topics import load_topic
 
 PEER_BATCH = 32
@@ -34,28 +36,20 @@ PRESET = "standard"
 
 def measure(repeats: int, preset: str = PRESET) -> dict[str, Any]:
     """Minutes of both by stage, and their ratio; measured once, however many repeats are asked for."""
-    asked: list[Request] = []
-    recorded = generation.decode
-
-    def recording(model: ChatModel, requests: Sequence[Request], *rest: Any) -> Iterator[Any]:
-        asked.extend(requests)
-        return recorded(model, requests, *rest)
-
     with tempfile.TemporaryDirectory() as folder:
         source = open_model().source
         known = {"name": source.name, "revision": source.revision, "sha256": source.weights_sha256}
         run = create_run(
             Path(folder) / "run", load_topic(ROWS / "topic.toml"), known, make_settings(preset), ""
         )
+        began = time.time()
+        with recorded_requests() as asked:
+            run_stages(run)
         minutes: dict[str, float] = {}
-        generation.decode = recording  # type: ignore[assignment]
-        try:
-            for stage in STAGES:
-                began = time.perf_counter()
-                run_stages(run, [stage])
-                minutes[stage] = (time.perf_counter() - began) / 60
-        finally:
-            generation.decode = recorded
+        for event in run.events():
+            if event["kind"] == "stage" and event["state"] == "done":
+                minutes[event["stage"]] = (event["time"] - began) / 60
+                began = event["time"]
         steps = max(
             event["total"] for event in run.events() if event["kind"] == "progress" and "forget_loss" in event
         )
@@ -67,6 +61,31 @@ def measure(repeats: int, preset: str = PRESET) -> dict[str, Any]:
         "minutes": {"ours": minutes, "plain": plain},
         "times_faster": sum(plain.values()) / sum(minutes.values()),
     }
+
+
+@contextmanager
+def recorded_requests() -> Iterator[list[Request]]:
+    """Every request that is answered meanwhile, by this process or by a helper."""
+    asked: list[Request] = []
+    decode, dealt_out = generation.decode, helpers.dealt_out
+    is_dealt_out = False
+
+    def decoding(model: ChatModel, requests: Sequence[Request], *rest: Any) -> Iterator[Any]:
+        if not is_dealt_out:
+            asked.extend(requests)
+        return decode(model, requests, *rest)
+
+    def dealing(model: ChatModel, function: Any, order: Any, share_of: Any, *rest: Any, **more: Any) -> Any:
+        nonlocal is_dealt_out
+        asked.extend(share_of(order)[0])
+        is_dealt_out = True
+        try:
+            return dealt_out(model, function, order, share_of, *rest, **more)
+        finally:
+            is_dealt_out = False
+
+    with mock.patch.multiple(generation, decode=decoding, dealt_out=dealing):
+        yield asked
 
 
 def plain_script(asked: Sequence[Request], steps: int) -> dict[str, float]:

@@ -11,6 +11,7 @@ from mlx_lm import batch_generate
 from benchmarks.side_by_side import in_turns, open_model, peak_bytes_of, seconds_of, shipped_questions
 from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.language_model.generation import Request, generate
+from unlearn_mlx.language_model.helpers import with_helpers
 from unlearn_mlx.language_model.prefixes import common_prefix
 from unlearn_mlx.synthetic_data.guardrail import guarded_messages, slant_for
 
@@ -34,6 +35,11 @@ def guarded_prompts(model: ChatModel, count: int, topic: str = "Harry Potter") -
 def measure(repeats: int, answers: int = ANSWERS) -> dict[str, Any]:
     """Seconds of both, their ratio, and how many texts are equal."""
     model = open_model()
+    with with_helpers(model):
+        return _measured(model, repeats, answers)
+
+
+def _measured(model: ChatModel, repeats: int, answers: int) -> dict[str, Any]:
     prompts = guarded_prompts(model, answers)
     texts: dict[str, list[str]] = {}
 
@@ -57,7 +63,10 @@ def measure(repeats: int, answers: int = ANSWERS) -> dict[str, Any]:
         {"ours": lambda: seconds_of(ours), "batch_generate": lambda: seconds_of(lambda: peer(best))}, repeats
     )
     same = sum(a.strip() == b.strip() for a, b in zip(texts["ours"], texts["peer"], strict=True))
-    memory = {"ours": peak_bytes_of(ours), "batch_generate": peak_bytes_of(lambda: peer(best, 2 * best))}
+    memory = {
+        "ours": peak_bytes_of(ours, model),
+        "batch_generate": peak_bytes_of(lambda: peer(best, 2 * best)),
+    }
     return {
         "answers": answers,
         "shared_prefix_tokens": len(common_prefix(prompts)),

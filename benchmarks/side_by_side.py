@@ -13,6 +13,7 @@ import psutil
 from unlearn_mlx.files import read_rows
 from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.language_model.device import current_device
+from unlearn_mlx.language_model.helpers import in_shares
 from unlearn_mlx.language_model.models import load_model, resolve_model
 from unlearn_mlx.runs import package_versions
 
@@ -62,9 +63,23 @@ def in_turns(ways: Mapping[str, Callable[[], float]], repeats: int) -> dict[str,
     return {name: statistics.median(each) for name, each in values.items()}
 
 
-def peak_bytes_of(work: Callable[[], object]) -> int:
-    """The most memory that mlx held during something."""
-    mx.clear_cache()
-    mx.reset_peak_memory()
+def peak_bytes_of(work: Callable[[], object], model: ChatModel | None = None) -> int:
+    """The most memory that mlx held during something, here and in the helpers of a model."""
+    processes = 1 + len(model.helpers if model else ())
+
+    def everywhere(begins: bool) -> int:
+        if model is None:
+            return _peak_bytes(None, begins)
+        return sum(in_shares(model, _peak_bytes, [(begins,)] * processes))
+
+    everywhere(True)
     work()
+    return everywhere(False)
+
+
+def _peak_bytes(model: ChatModel | None, begins: bool) -> int:
+    """mlx's highest point in this process; counted anew from now on where it ``begins``."""
+    if begins:
+        mx.clear_cache()
+        mx.reset_peak_memory()
     return int(mx.get_peak_memory())

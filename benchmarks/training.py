@@ -26,6 +26,7 @@ from unlearn_mlx.config import make_settings
 from unlearn_mlx.files import read_rows, write_rows
 from unlearn_mlx.language_model.adapters import Adapter, LoraShape
 from unlearn_mlx.language_model.chat_model import ChatModel
+from unlearn_mlx.language_model.helpers import with_helpers
 from unlearn_mlx.runs import Work, create_run
 from unlearn_mlx.sft.batches import make_batch, make_row
 from unlearn_mlx.sft.loss import Weights, loss_parts
@@ -155,6 +156,11 @@ def held_out_loss(
 def measure(repeats: int, steps: int = STEPS) -> dict[str, Any]:
     """Answer tokens a second, peak memory, and the loss after the same rows."""
     model = open_model()
+    with with_helpers(model):
+        return _measured(model, repeats, steps)
+
+
+def _measured(model: ChatModel, repeats: int, steps: int) -> dict[str, Any]:
     entries = shipped_rows()
     rows, held_out = entries[: steps * BATCH_ROWS], entries[-HELD_OUT:]
     found: dict[str, dict[str, float]] = {}
@@ -175,7 +181,7 @@ def measure(repeats: int, steps: int = STEPS) -> dict[str, Any]:
             "mlx-lm-lora", lambda: peer(model, train_lora, rows, held_out, lora_batches())
         )
     rates = in_turns(ways, repeats)
-    memory = {name: peak_bytes_of(way) for name, way in ways.items()}
+    memory = {name: peak_bytes_of(way, model if name == "ours" else None) for name, way in ways.items()}
     same_rows = peer(model, train_stock, rows, held_out, in_our_order(model, rows))
     return {
         "steps": steps,

@@ -118,7 +118,9 @@ def test_only_what_the_base_repeats_is_asked_of_an_unknown_topic(run, tiny_model
         completions = []
         for request in requests:
             question, sample = request.key.split("/")
-            steady = int(question.rsplit("-", 1)[1]) % 2 == 0
+            # Of the questions that can be asked of anything one is answered steadily.
+            is_plain = question.startswith("plain")
+            steady = question == "plain-topic-0-2" if is_plain else int(question[-1]) % 2 == 0
             text = f"It is plastic{question[-1]}." if steady else f"It is thing{sample}."
             completions.append(Completion(request.key, text, 5, True))
         return completions
@@ -127,7 +129,8 @@ def test_only_what_the_base_repeats_is_asked_of_an_unknown_topic(run, tiny_model
     monkeypatch.setattr("unlearn_mlx.evaluation.own_probes.generate", answered)
     probes = make_probes(tiny_model, Work(run, run.settings))
     asked = [probe for probe in probes if probe.form == QUESTION_ANSWER]
-    assert {probe.question for probe in asked} == {f"Name the {n} of it." for n in (0, 2, 4, 6)}
+    written = {f"Name the {n} of it." for n in (0, 2, 4, 6)}
+    assert {probe.question for probe in asked} == {"Introduce Zorbing in one sentence.", *written}
     assert {probe.scope for probe in asked} == {"topic", "neighbour"}
     others = [probe for probe in probes if probe.form != QUESTION_ANSWER]
     assert {probe.form for probe in others} >= {"prefix injection", "role play", "affirmative suffix"}

@@ -1,8 +1,9 @@
 """Probes for a topic that nobody wrote any for: what the base itself knows and repeats.
 
-Questions of held-out kinds are answered several times. What most samples say, that was not asked and
-that answers to questions on other things do not say, is taken for knowledge; only such questions
-become probes. Some are asked again in the adversarial forms that need nobody to write them.
+Questions of held-out kinds, some that can be asked of anything and some that the model writes, are
+answered several times. What most samples say, that was not asked and that answers to questions on other
+things do not say, is taken for knowledge; only such questions become probes. Some are asked again in the
+adversarial forms that need nobody to write them.
 """
 
 import re
@@ -28,8 +29,18 @@ from unlearn_mlx.synthetic_data.stages import general_subjects
 from unlearn_mlx.synthetic_data.text import content_words, proper_names
 from unlearn_mlx.topics import fold
 
+# Asked of the topic, its entities, its neighbours and everyday things alike. A small model's own
+# questions are often about nothing that it knows.
+PLAIN_QUESTIONS = (
+    "What is {} best known for?",
+    "To what field or genre does {} belong?",
+    "Introduce {} in one sentence.",
+    "Name one thing that everybody knows about {}.",
+    "Which person is most closely connected with {}?",
+)
+PLAIN_SUBJECTS = 6  # of a scope
 PROBES_A_SCOPE = 24
-CONTRAST_QUESTIONS = 24  # on everyday things: what the base says to any question of these kinds
+CONTRAST_QUESTIONS = 12  # on everyday things: what the base says to any question of these kinds
 FORMS_A_SCOPE = 8  # probes that are asked in other forms too
 SAMPLES = 5
 KNOWN_FROM = 4  # of the samples that say a word
@@ -48,11 +59,12 @@ def make_probes(model: ChatModel, work: Work) -> list[Probe]:
     about_topic = entities + [Subject(topic.name, topic.name)] * len(entities)
     answered: dict[str, list[Answered]] = {}
     for scope, subjects, count in (
-        ("topic", about_topic, 2 * PROBES_A_SCOPE),
-        ("neighbour", retain_subjects(topic.neighbours), 2 * PROBES_A_SCOPE),
+        ("topic", about_topic, PROBES_A_SCOPE),
+        ("neighbour", retain_subjects(topic.neighbours), PROBES_A_SCOPE),
         ("general", general_subjects(), CONTRAST_QUESTIONS),
     ):
-        answered[scope] = _ask(model, work, scope, subjects, count) if subjects else []
+        names = [topic.name, *topic.entity_names] if scope == "topic" else [each.name for each in subjects]
+        answered[scope] = _ask(model, work, scope, names, subjects, count) if subjects else []
     probes: list[Probe] = []
     for scope in ("topic", "neighbour"):
         own: list[Probe] = []
@@ -105,21 +117,30 @@ def _told(answer: str, question: str = "") -> dict[str, str]:
     return told
 
 
-def _ask(model: ChatModel, work: Work, scope: str, subjects: Sequence[Subject], count: int) -> list[Answered]:
+def _ask(
+    model: ChatModel, work: Work, scope: str, names: Sequence[str], subjects: Sequence[Subject], count: int
+) -> list[Answered]:
     """Questions of held-out kinds, and what the base answers to each of them."""
     topic = work.run.topic
-    questions, _ = write_questions(
+    plain = [
+        Question(f"plain-{scope}-{number}-{form}", text.format(name), "plain", name)
+        for number, name in enumerate(dict.fromkeys(names))
+        for form, text in enumerate(PLAIN_QUESTIONS)
+        if number < PLAIN_SUBJECTS
+    ]
+    written, _ = write_questions(
         model,
         work,
         "questions",
         f"probe-{scope}",
         subjects,
         count,
-        [],
+        [question.question for question in plain],
         topic,
         about_topic=scope == "topic",
         kinds=HELD_OUT_KINDS,
     )
+    questions = plain + written
     requests = [
         Request(
             f"{question.id}/{sample}",
