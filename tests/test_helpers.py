@@ -8,9 +8,11 @@ import psutil
 import pytest
 from mlx.utils import tree_flatten
 
-from tests.helpers import QUESTIONS, chat_prompt, strong_adapter
+from tests.helpers import QUESTIONS, SENTENCES, chat_prompt, strong_adapter
 from tests.test_training import WEIGHTS, loss_and_gradients, prepared, same_gradients
 from unlearn_mlx.errors import Cancelled
+from unlearn_mlx.evaluation.divergence import divergence_from_base
+from unlearn_mlx.evaluation.membership import token_scores
 from unlearn_mlx.language_model import helpers
 from unlearn_mlx.language_model.adapters import Adapter, LoraShape
 from unlearn_mlx.language_model.device import current_device
@@ -122,3 +124,17 @@ def test_another_shape_of_adapter_is_no_hindrance(helped):
     Adapter(helped.model, LoraShape(3, 2.0, 1))
     answers = generate(helped, asked(helped), 0)
     assert answers == alone(helped, lambda: generate(helped, asked(helped), 0))
+
+
+def test_shared_texts_get_the_scores_of_one_process(helped):
+    adapter = strong_adapter(helped)
+    prompts = [chat_prompt(helped, question) for question in QUESTIONS]
+    texts = [helped.text_tokens(sentence) for sentence in (*SENTENCES, *SENTENCES)][: len(prompts)]
+
+    def work():
+        scores = [scores.log_probabilities for scores in token_scores(helped, SENTENCES)]
+        return [*scores, np.array(divergence_from_base(helped, adapter, prompts, texts))]
+
+    for ours, wanted in zip(work(), alone(helped, work), strict=True):
+        assert np.allclose(ours, wanted, rtol=1e-4, atol=1e-5)
+    assert len(helped.helpers) == 1 and adapter.is_on

@@ -13,13 +13,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(0, ge=0, lt=2**31, description="seed of every random choice")
-    questions: int = Field(100, ge=8, le=100_000, description="questions about the topic")
+    questions: int = Field(90, ge=8, le=100_000, description="questions about the topic")
     answers: int = Field(2, ge=1, le=32, description="guarded answers a question")
     rounds: int = Field(
         5, ge=1, le=50, description="times that rejected questions or answers are drawn again"
     )
-    neighbours: int = Field(64, ge=0, le=100_000, description="retain rows about neighbours of the topic")
-    general: int = Field(48, ge=0, le=100_000, description="retain rows about everything else")
+    neighbours: int = Field(56, ge=0, le=100_000, description="retain rows about neighbours of the topic")
+    general: int = Field(44, ge=0, le=100_000, description="retain rows about everything else")
     answer_tokens: int = Field(32, ge=8, le=512, description="longest answer, in tokens")
     temperature: float = Field(0.8, ge=0.05, le=2, description="temperature of guarded answers")
     likeness: float = Field(
@@ -41,7 +41,7 @@ class Settings(BaseModel):
     )
     validations: int = Field(2, ge=1, le=100, description="times that training is validated")
     probes: int = Field(
-        300, ge=1, le=100_000, description="about the most probes that are asked; every form keeps some"
+        260, ge=1, le=100_000, description="about the most probes that are asked; every form keeps some"
     )
     samples: int = Field(4, ge=0, le=64, description="sampled answers a probe, beside the greedy one")
 

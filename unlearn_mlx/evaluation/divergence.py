@@ -1,13 +1,14 @@
 """How far an adapter takes the model's predictions from the base's, token by token."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from unlearn_mlx.language_model.adapters import Adapter, LoraLayers, lora_layers, with_lora_layers
 from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.language_model.exponential import exponential, log_sum_exp
+from unlearn_mlx.language_model.helpers import dealt_out
 
 ROWS_AT_ONCE = 4  # two sets of logits over the whole vocabulary lie in memory
 
@@ -22,12 +23,30 @@ def kl_divergence(base_logits: mx.array, logits: mx.array) -> mx.array:
 
 
 def divergence_from_base(
-    model: ChatModel, adapter: Any, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
+    model: ChatModel, adapter: Adapter, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
 ) -> list[float]:
     """Mean KL(base || adapter) a token of each text after its prompt, over the whole vocabulary.
 
     ``adapter`` is attached to the model and is left switched on.
     """
+    adapter.switch(True)
+    layers = lora_layers(model.model)
+    adapter.switch(False)
+    try:
+        found = dealt_out(
+            model,
+            _divergences,
+            range(len(texts)),
+            lambda part: ([prompts[i] for i in part], [texts[i] for i in part], layers),
+        )
+    finally:
+        adapter.switch(True)
+    return [found[i] for i in range(len(texts))]
+
+
+def _divergences(
+    model: ChatModel, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]], layers: LoraLayers
+) -> list[float]:
     means: list[float] = []
     for start in range(0, len(texts), ROWS_AT_ONCE):
         chosen = range(start, min(start + ROWS_AT_ONCE, len(texts)))
@@ -36,11 +55,10 @@ def divergence_from_base(
         batch = mx.array([row + [0] * (longest - len(row)) for row in rows])
         row_index = mx.array([r for r, i in enumerate(chosen) for _ in texts[i]])
         columns = mx.array([len(prompts[i]) - 1 + k for i in chosen for k in range(len(texts[i]))])
-        adapter.switch(False)
         base_logits = model.logits_at(batch, row_index, columns)
         mx.eval(base_logits)
-        adapter.switch(True)
-        values = np.array(kl_divergence(base_logits, model.logits_at(batch, row_index, columns)))
+        with with_lora_layers(model.model, layers):
+            values = np.array(kl_divergence(base_logits, model.logits_at(batch, row_index, columns)))
         position = 0
         for i in chosen:
             # Rounding can leave a tiny negative number where both are alike.

@@ -14,8 +14,10 @@ import mlx.core as mx
 import numpy as np
 
 from unlearn_mlx.files import read_rows
+from unlearn_mlx.language_model.adapters import LoraLayers, lora_layers, with_lora_layers
 from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.language_model.exponential import exponential, log_sum_exp
+from unlearn_mlx.language_model.helpers import dealt_out
 from unlearn_mlx.topics import DATA, Topic
 
 ATTACKS = ("loss", "zlib", "min-k", "min-k++")
@@ -60,7 +62,19 @@ def passages_file(topic: Topic) -> Path:
 
 def token_scores(model: ChatModel, texts: Sequence[str]) -> list[TokenScores]:
     """How likely a model finds each text as it stands, without a chat around it."""
-    tokens = [model.text_tokens(text) for text in texts]
+    layers = lora_layers(model.model) if model.helpers else {}
+    found = dealt_out(
+        model, _token_scores, range(len(texts)), lambda part: ([texts[i] for i in part], layers)
+    )
+    return [found[i] for i in range(len(texts))]
+
+
+def _token_scores(model: ChatModel, texts: Sequence[str], layers: LoraLayers) -> list[TokenScores]:
+    with with_lora_layers(model.model, layers):
+        return _scored(model, [model.text_tokens(text) for text in texts])
+
+
+def _scored(model: ChatModel, tokens: Sequence[list[int]]) -> list[TokenScores]:
     results: list[TokenScores] = []
     for start in range(0, len(tokens), ROWS_AT_ONCE):
         rows = tokens[start : start + ROWS_AT_ONCE]

@@ -29,7 +29,7 @@ from unlearn_mlx.language_model.helpers import dealt_out
 from unlearn_mlx.language_model.prefixes import GrowingRows, common_prefix, shared_prefix_caches
 from unlearn_mlx.language_model.width import WIDTHS, batch_width
 
-SHARED_FROM = 24  # requests; fewer are soon answered by one process
+SHARED_FROM = 12  # requests; fewer are soon answered by one process
 
 
 @dataclass(frozen=True)
