@@ -224,7 +224,10 @@ class _Batch:
                 last = mx.array([len(rest) - 1])
                 logits = self.model.logits_at(mx.array([rest]), mx.array([0]), last, cache)
             found.append((logits, cache))
-        mx.eval([(logits, [entry.state for entry in cache]) for logits, cache in found])
+        # mlx queues about 1,000 operations, in the order asked for: each stream gets a layer's in turn.
+        for entries in zip(*(cache for _, cache in found), strict=True):
+            mx.async_eval([entry.state for entry in entries])
+        mx.eval([logits for logits, _ in found])
         return mx.concatenate([logits for logits, _ in found]), _merged([cache for _, cache in found])
 
     def step(self) -> Iterator[tuple[int, int | None]]:
