@@ -79,7 +79,9 @@ class Choice:
         """The questions that it is judged on."""
         own = self.rows / "probes.jsonl"
         files = [*([own] if own.exists() else []), *probe_files(self.topic)]
-        return [probe for path in files for probe in read_probes(path)]
+        every = [probe for path in files for probe in read_probes(path)]
+        asked = {probe["id"] for probe in self.readable_figures().get("probes", [])}
+        return [probe for probe in every if not asked or probe.id in asked]
 
 
 def example_questions(choice: Choice, count: int = 3) -> dict[str, list[str]]:

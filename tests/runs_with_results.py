@@ -15,7 +15,7 @@ TOPIC = Topic("Mr *Bold* <b>Tag</b> `tick`", neighbours=["Merlin"], entities={"p
 
 
 def finished_run(path: Path, model_folder: Path, topic: Topic = TOPIC) -> Run:
-    run = run_with_dataset(path, model_folder, topic=topic)
+    run = run_with_dataset(path, model_folder, topic=topic, probes=1000)
     model = load_model(resolve_model(str(model_folder)))
     strong_adapter(model).save(run.file("adapter"))
     probes = [

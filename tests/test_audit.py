@@ -17,7 +17,7 @@ TOKENS = mx.array([[3, 5, 8, 13, 21, 34]])
 
 
 def run_with_adapter(path, model_folder):
-    run = run_with_dataset(path, model_folder, samples=1)
+    run = run_with_dataset(path, model_folder, samples=1, probes=40)
     model = load_model(resolve_model(str(model_folder)))
     strong_adapter(model).save(run.file("adapter"))
     retain = [

@@ -39,7 +39,7 @@ def test_a_new_run_is_made_with_its_settings_and_begins(workplace, tiny_folder):
         await pilot.press("ctrl+s")
         await until(pilot, lambda: app.current_mode == "run")
         # The tiny model's questions are noise: the worker says so, and the app names cause and way out.
-        await until(pilot, lambda: app.message, 60)
+        await until(pilot, lambda: app.message, 180)
         await until(pilot, lambda: "r goes on" in screen_text(app))
         assert "questions" in app.message
 
