@@ -39,7 +39,6 @@ SMALL = {
     "general": 3,
     "answer_tokens": 8,
     "epochs": 1.0,
-    "probes": 30,
     "samples": 1,
     "batch_rows": 4,
     "learning_rate": 0.02,
