@@ -88,9 +88,10 @@ def example_questions(choice: Choice, count: int = 3) -> dict[str, list[str]]:
     """Questions to click, by scope: such as the base can answer, where that was measured."""
     scored = choice.readable_figures().get("probes", [])
     known = {probe["id"] for probe in scored if shows_it(probe, "base")}
+    plain = [probe for probe in choice.probes() if probe.form == QUESTION_ANSWER]
     questions: dict[str, list[str]] = {}
     for scope in SCOPES:
-        own = [probe for probe in choice.probes() if probe.scope == scope and probe.form == QUESTION_ANSWER]
+        own = [probe for probe in plain if probe.scope == scope]
         own = [probe for probe in own if probe.id in known] or own
         # Spread over the file: what stands together in it is alike.
         questions[scope] = [

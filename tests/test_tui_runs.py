@@ -22,6 +22,12 @@ from tests.tui_driver import (
 from tui.new_run import OWN
 from unlearn_mlx.runs import open_run
 
+
+async def begin_training(pilot, app):
+    app.start(["train"])
+    await until(pilot, lambda: app.following.loss, 60)
+
+
 # A new run
 
 
@@ -80,8 +86,7 @@ def test_a_worker_is_paused_stopped_and_resumed_and_the_run_ends_done(workplace,
 
     async def flow(pilot, app):
         await go_to(pilot, app, "run")
-        app.start(["train"])
-        await until(pilot, lambda: app.following.loss, 60)
+        await begin_training(pilot, app)
         await pilot.press("p")
         await until(pilot, lambda: "paused" in screen_text(app))
         await pilot.press("p")
@@ -103,8 +108,7 @@ def test_a_worker_that_is_killed_becomes_a_message_with_the_cause_and_a_resume(w
 
     async def flow(pilot, app):
         await go_to(pilot, app, "run")
-        app.start(["train"])
-        await until(pilot, lambda: app.following.loss, 60)
+        await begin_training(pilot, app)
         children()[0].kill()
         await until(pilot, lambda: "killed by signal 9" in app.message)
         await until(pilot, lambda: "out of memory" in screen_text(app) and "r goes on" in screen_text(app))
@@ -123,8 +127,7 @@ def test_the_death_of_a_worker_is_told_while_another_run_is_open(workplace, tiny
 
     async def flow(pilot, app):
         working = app.entry
-        app.start(["train"])
-        await until(pilot, lambda: app.following.loss, 60)
+        await begin_training(pilot, app)
         app.open(next(entry for entry in app.entries if entry.path.name == "harry-potter"))
         children()[0].kill()
         await until(pilot, lambda: "Harry Potter · tiny: The worker was killed by signal 9" in notified(app))
@@ -158,8 +161,7 @@ def test_quitting_while_a_run_works_asks_and_what_goes_on_is_found_again(workpla
 
     async def leave(pilot, app):
         await go_to(pilot, app, "run")
-        app.start(["train"])
-        await until(pilot, lambda: app.following.loss, 60)
+        await begin_training(pilot, app)
         await pilot.press("ctrl+q")
         await until(pilot, lambda: "What becomes of it?" in screen_text(app))
         await pilot.click("#go_on")
@@ -182,8 +184,7 @@ def test_quitting_can_stop_the_worker_and_leaves_none(workplace, tiny_folder):
     path = tiny_run(workplace, tiny_folder, epochs=100.0, batch_rows=1)
 
     async def flow(pilot, app):
-        app.start(["train"])
-        await until(pilot, lambda: app.following.loss, 60)
+        await begin_training(pilot, app)
         await pilot.press("ctrl+q")
         await until(pilot, lambda: "What becomes of it?" in screen_text(app))
         await pilot.click("#stop")
