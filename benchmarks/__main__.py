@@ -16,6 +16,7 @@ NAMES = (
     "machine_limit",
     "growth",
     "planner",
+    "company",
     "tui",
     "end_to_end",
 )

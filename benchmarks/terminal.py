@@ -16,7 +16,9 @@ class Terminal:
         self._screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self._screen)
         environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
-        environment.pop("NO_COLOR", None)
+        # A size in the environment would count for more than the terminal's own.
+        for name in ("NO_COLOR", "COLUMNS", "LINES"):
+            environment.pop(name, None)
         self.process = pexpect.spawn(
             command[0], list(command[1:]), cwd=str(folder), env=environment, dimensions=(rows, columns)
         )

@@ -3,20 +3,46 @@ import os
 import shutil
 import tempfile
 
-# Before anything of unlearn_mlx is imported: nothing of the user's own cache is read or written, and
-# no test reaches the network.
+# Before anything of unlearn_mlx is imported: nothing of the user's own cache is read or written, no
+# test reaches the network, and a product never waits for a thread whose core does something else.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["UNLEARN_CACHE"] = tempfile.mkdtemp(prefix="unlearn-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 atexit.register(shutil.rmtree, os.environ["UNLEARN_CACHE"], ignore_errors=True)
 
 from pathlib import Path
 
+import psutil
 import pytest
 
 import unlearn_mlx  # noqa: F401 (before mlx, which binds to the first BLAS in the process)
 from tests.helpers import write_tiny_model
 from unlearn_mlx.language_model.chat_model import ChatModel
 from unlearn_mlx.language_model.models import load_model, resolve_model
+
+# Files that take longest. They begin first, so that no core works on one alone at the end.
+LONGEST = (
+    "test_embedded",
+    "test_small_architectures",
+    "test_tui_terminal",
+    "test_demo_browser",
+    "test_edits",
+    "test_export",
+    "test_tui_runs",
+    "test_bench",
+    "test_planner",
+    "test_import",
+)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """A process for each core that this one may use (xdist itself counts no hyper-threads)."""
+    return len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count()
+
+
+def pytest_collection_modifyitems(items) -> None:
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

@@ -139,14 +139,16 @@ def test_a_closed_tab_leaves_nothing_running(tab, address):
     ask(page, "Tell me a long story about a village, with all of its people.")
     words_of_base(page)
     page.context.close()
-    # The answer would have gone on for most of a minute.
+    # The answer would have gone on for most of a minute of a core's time; a busy machine gives it less.
     process, _ = listener(address)
-    for _ in range(15):
-        before = process.cpu_times().user
+    began = last = process.cpu_times().user
+    while True:
         time.sleep(1)
-        if process.cpu_times().user - before < 0.3:
+        now = process.cpu_times().user
+        assert now - began < 12, "the model goes on answering nobody"
+        if now - last < 0.1:
             return
-    pytest.fail("the model goes on answering nobody")
+        last = now
 
 
 def listener(address):

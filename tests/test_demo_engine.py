@@ -108,9 +108,9 @@ def test_the_next_question_of_a_conversation_waits_for_its_own_words_alone(engin
 
     monkeypatch.setattr(ChatModel, "logits_at", counting)
     first = said(engine, QUESTIONS[0], MODES[2])
-    # Beside the prompt, what follows the answers is computed as soon as nobody waits.
-    until = time.monotonic() + 30
-    while sum(width > 1 for width in computed) < 2 and time.monotonic() < until:
+    # Beside both prompts, what follows both answers is computed as soon as nobody waits.
+    until = time.monotonic() + 120
+    while sum(width > 1 for width in computed) < 4 and time.monotonic() < until:
         time.sleep(0.01)
     computed.clear()
     told = {

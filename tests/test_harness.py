@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from tests.helpers import complaint, new_run, strong_adapter, unlearn
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.evaluation import harness
+from unlearn_mlx.language_model.adapters import load_adapter
 from unlearn_mlx.language_model.chat_model import ChatModel
 
 TASK = """
@@ -19,6 +21,17 @@ doc_to_choice: "{{{{choices}}}}"
 doc_to_target: answer
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
+
+QUESTION = "Is it"
+CHOICES = ["a castle", "Tokyo in Japan", "the sea", "rye bread", "hot rock", "a wizard of old tales"]
+
+
+def preferred(model: ChatModel, pairs):
+    """Which of each pair of answers the model finds likelier, as the harness asks for them."""
+    prompt = model.chat_tokens([{"role": "user", "content": QUESTION}])
+    texts = [[model.text_tokens(choice) for choice in pair] for pair in pairs]
+    scores = model.log_probabilities([prompt] * len(pairs), texts)
+    return [int(second.sum() > first.sum()) for first, second in scores]
 
 
 @pytest.fixture
@@ -38,19 +51,29 @@ def test_a_task_from_a_file_is_scored_with_the_adapter_off_and_on(
     folder = tmp_path / "tasks"
     folder.mkdir()
     rows = folder / "rows.jsonl"
-    # Each possible answer is right in a row of its own, so that whatever is chosen counts in one.
-    choices = ["a castle", "Tokyo in Japan", "the sea"]
+    # Right is what the base alone finds likelier, so that it knows all and a changed model does not.
+    pairs = list(itertools.combinations(CHOICES, 2))
+    right = {whose: preferred(tiny_model, pairs) for whose in ("base",)}
+    adapter = load_adapter(tiny_model.model, adapted.file("adapter"))
+    right["adapter"] = preferred(tiny_model, pairs)
+    adapter.detach()
     rows.write_text(
-        "".join(json.dumps({"question": "Is it", "choices": choices, "answer": n}) + "\n" for n in range(3))
+        "".join(
+            json.dumps({"question": QUESTION, "choices": pair, "answer": answer}) + "\n"
+            for pair, answer in zip(pairs, right["base"], strict=True)
+        )
     )
     (folder / "colours.yaml").write_text(TASK.format(rows=rows))
     told = harness.run_tasks(tiny_model, adapted, ["colours"], folder)
     accuracy = told["tasks"]["colours"]["acc"]
-    assert accuracy["base"] == accuracy["adapter"] == pytest.approx(1 / 3)
+    agreed = sum(a == b for a, b in zip(right["base"], right["adapter"], strict=True))
+    assert accuracy["base"] == 1 > agreed / len(pairs)
+    assert accuracy["adapter"] == pytest.approx(agreed / len(pairs))
     assert json.loads(adapted.file("benchmarks.json").read_text()) == told
     shown = unlearn("benchmark", adapted.path, "colours", "--include", folder, cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
-    assert "colours" in shown.stdout and "0.333" in shown.stdout
+    assert "colours" in shown.stdout and "1.000" in shown.stdout
+    assert f"{agreed / len(pairs):.3f}" in shown.stdout
     with pytest.raises(UserError, match="no task 'colour'"):
         harness.run_tasks(tiny_model, adapted, ["colour"], folder)
 

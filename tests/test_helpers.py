@@ -13,11 +13,11 @@ from tests.test_training import WEIGHTS, loss_and_gradients, prepared, same_grad
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.evaluation.divergence import divergence_from_base
 from unlearn_mlx.evaluation.membership import token_scores
-from unlearn_mlx.language_model import helpers
 from unlearn_mlx.language_model.adapters import Adapter, LoraShape
-from unlearn_mlx.language_model.device import current_device
+from unlearn_mlx.language_model.blas import blas_threads
+from unlearn_mlx.language_model.device import Device, current_device
 from unlearn_mlx.language_model.generation import SHARED_FROM, Request, generate
-from unlearn_mlx.language_model.helpers import Helper, with_helpers
+from unlearn_mlx.language_model.helpers import Helper, helper_count, with_helpers
 from unlearn_mlx.sft import shares
 from unlearn_mlx.sft.batches import make_batch
 from unlearn_mlx.sft.trainer import base_tops
@@ -110,14 +110,41 @@ def test_cancelled_work_leaves_no_process(helped):
     assert not helped.helpers and not psutil.pid_exists(pid)
 
 
-def test_a_fresh_model_has_helpers_for_a_large_model_and_a_while(tiny_model, monkeypatch):
+@pytest.mark.parametrize(
+    ("gigabytes", "available", "cores", "count"),
+    [
+        (0.1, 16, 8, 0),  # a small model has done its work before a helper has begun
+        (0.5, 16, 1, 0),
+        (0.5, 16, 2, 1),
+        (0.5, 16, 16, 3),
+        (0.5, 3, 16, 1),  # half of the memory that is free stays so
+        (0.5, 2, 16, 0),
+    ],
+)
+def test_a_large_model_has_a_helper_for_each_other_core_that_memory_is_there_for(
+    gigabytes, available, cores, count
+):
+    cpu, gpu = Device("cpu", "here", 0, cores), Device("metal", "M", 0, cores)
+    assert helper_count(int(gigabytes * 2**30), available * 2**30 + 1, cpu) == count
+    assert helper_count(int(gigabytes * 2**30), available * 2**30 + 1, gpu) == 0
+
+
+def test_helpers_last_for_a_while(tiny_model):
     with with_helpers(tiny_model):
-        assert not tiny_model.helpers  # the tiny one has done its work before a helper has begun
-    monkeypatch.setattr(helpers, "LEAST_WEIGHTS", 0)
-    with with_helpers(tiny_model):
-        processes = [psutil.Process(helper._process.pid) for helper in tiny_model.helpers]
-        assert len(processes) == min(current_device().cores - 1, helpers.MOST_HELPERS)
-    assert not any(process.is_running() for process in processes)
+        assert not tiny_model.helpers
+    with with_helpers(tiny_model, 1):
+        [helper] = tiny_model.helpers
+        process = psutil.Process(helper._process.pid)
+    assert not process.is_running()
+    assert not tiny_model.helpers
+
+
+def test_a_core_is_left_to_whatever_else_runs(monkeypatch):
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+    assert [blas_threads(1, cores) for cores in (1, 2, 4, 16)] == [1, 1, 3, 15]
+    assert [blas_threads(4, cores) for cores in (1, 2, 4, 16)] == [1, 1, 1, 3]
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    assert blas_threads(4, 4) == 2  # as the user says
 
 
 def test_another_shape_of_adapter_is_no_hindrance(helped):

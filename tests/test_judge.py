@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import subprocess
+import termios
 import time
 
 import pytest
@@ -159,7 +160,9 @@ def test_on_a_terminal_one_key_is_enough(run):
         while f"\n{number} of 3:".encode() not in shown and time.monotonic() < deadline:
             shown += process.stderr.read() or b""
             time.sleep(0.05)
-        time.sleep(0.2)  # until it listens: keys that come before the answer are not taken
+        # It listens once the terminal no longer waits for a whole line: keys that come before are not taken.
+        while termios.tcgetattr(ours)[3] & termios.ICANON and time.monotonic() < deadline:
+            time.sleep(0.01)
         os.write(ours, bytes([key]))
     assert process.wait(timeout=30) == 0
     assert list(read_judgements(path).values()) == ["leak", "fictional"]

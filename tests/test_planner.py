@@ -1,6 +1,9 @@
 """What a run will take, said before it starts."""
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from unlearn_mlx.doctor import Finding, macos, memory, wired_limit, without_mlx
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.files import read_json
 from unlearn_mlx.language_model import planner
-from unlearn_mlx.language_model.device import Device
+from unlearn_mlx.language_model.device import Device, current_device
 from unlearn_mlx.language_model.downloads import GIGABYTE
 from unlearn_mlx.language_model.models import NAMED_MODELS, default_model, resolve_model
 from unlearn_mlx.language_model.planner import mac_memory, mac_table, plan, preset_for, shape_from, shape_of
@@ -48,14 +51,16 @@ def test_a_shape_that_is_not_known_is_said(configuration):
         shape_from(configuration, 0)
 
 
-# mlx's own count by `python -m benchmarks.planner` on Linux, one CPU core.
-MEASURED = {"generation": 1_031_700_000, "training": 1_472_138_476, "evaluation": 1_511_728_024}
-
-
-@pytest.mark.parametrize("part", MEASURED)
-def test_the_plan_is_within_15_percent_of_what_was_measured(smollm2, part):
-    planned = plan(smollm2, STANDARD, CPU, 1e11)
-    assert planned.weights + getattr(planned, part) == pytest.approx(MEASURED[part], rel=0.15)
+@pytest.mark.skipif(current_device().is_gpu, reason="the plan is for weights in float32")
+def test_the_plan_is_within_15_percent_of_mlxs_count_on_a_shape_it_was_not_fitted_to():
+    # In a process of its own, whose memory no other model takes part in.
+    command = [sys.executable, "-m", "benchmarks.planner", "held out"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    parts = json.loads(done.stdout)["held out"]
+    for name in ("weights", "generation", "training", "evaluation"):
+        measured, planned = parts[name]
+        assert planned == pytest.approx(measured, rel=0.15), name
 
 
 def test_larger_settings_take_more(smollm2):

@@ -92,6 +92,7 @@ class RowTable(ScrollView, Generic[Row], can_focus=True, inherit_bindings=False)
     def on_resize(self, event: Resize) -> None:
         """Columns are as wide as there is room."""
         self.virtual_size = Size(event.size.width, len(self.rows) + 1)
+        self.refresh()
 
     def _follow(self) -> None:
         # The heading stays on the first line, so that the cursor's row needs one line above it.

@@ -1,11 +1,12 @@
 """What this machine computes with, and what it can hold."""
 
-import os
 import platform
 from dataclasses import dataclass
 from functools import cache
 
 import psutil
+
+from unlearn_mlx.language_model.blas import core_count
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def current_device() -> Device:
     """The device that mlx computes on. Imports mlx."""
     import mlx.core as mx
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = core_count()
     total = psutil.virtual_memory().total
     if mx.default_device() == mx.Device(mx.cpu):
         return Device("cpu", platform.processor() or platform.machine(), total, cores)

@@ -186,12 +186,7 @@ class Engine:
 
     def _serve(self) -> None:
         try:
-            from unlearn_mlx.language_model.blas import use_blas_threads
-            from unlearn_mlx.language_model.device import current_device
             from unlearn_mlx.language_model.models import load_model, resolve_model
-
-            # One core is left to the face that shows the answer: a browser would wait for it.
-            use_blas_threads(max(1, current_device().cores - 1))
 
             model = load_model(resolve_model(self._model_name))
             if self._adapter_folder:

@@ -21,8 +21,8 @@ import psutil
 from mlx.utils import tree_flatten
 
 from unlearn_mlx.errors import Cancelled
-from unlearn_mlx.language_model.blas import use_blas_threads
-from unlearn_mlx.language_model.device import current_device
+from unlearn_mlx.language_model.blas import blas_threads, use_blas_threads
+from unlearn_mlx.language_model.device import Device, current_device
 from unlearn_mlx.language_model.width import batch_width
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ class HelperLost(Exception):
 class Helper:
     """A process with the same weights. It computes one thing at a time."""
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(self, model_name: str, threads: int = 1) -> None:
         ours, theirs = socket.socketpair()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(theirs.fileno()), model_name],
+            [sys.executable, "-m", __name__, str(theirs.fileno()), model_name, str(threads)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -92,18 +92,28 @@ class Helper:
         self._connection.close()
 
 
+def helper_count(weights: int, available: int, device: Device) -> int:
+    """How many helpers a model of so many bytes gets, where so many bytes are free on the device."""
+    if device.is_gpu or weights < LEAST_WEIGHTS:
+        return 0
+    # Half of the memory that is free stays so.
+    fitting = available // (2 * (weights + WORKING_BYTES))
+    return min(device.cores - 1, MOST_HELPERS, fitting)
+
+
 @contextlib.contextmanager
-def with_helpers(model: "ChatModel") -> Iterator[None]:
-    """Let a model's work be shared among the cores of a CPU as long as the context lasts."""
-    device, count = current_device(), 0
-    weights = sum(array.nbytes for _, array in tree_flatten(model.model.parameters()))
-    if not device.is_gpu and weights >= LEAST_WEIGHTS:
-        # Half of the memory that is free stays so.
-        fitting = psutil.virtual_memory().available // (2 * (weights + WORKING_BYTES))
-        count = min(device.cores - 1, MOST_HELPERS, fitting)
+def with_helpers(model: "ChatModel", count: int | None = None) -> Iterator[None]:
+    """Let a model's work be shared among the cores of a CPU as long as the context lasts.
+
+    ``count`` is how many helpers there are; what ``helper_count`` says where it is None.
+    """
+    if count is None:
+        weights = sum(array.nbytes for _, array in tree_flatten(model.model.parameters()))
+        count = helper_count(weights, psutil.virtual_memory().available, current_device())
     if count:
         batch_width(model)  # which they find measured
-    model.helpers = [Helper(model.source.name) for _ in range(count)]
+    threads = blas_threads(count + 1)
+    model.helpers = [Helper(model.source.name, threads) for _ in range(count)]
     try:
         yield
     finally:
@@ -134,7 +144,7 @@ def in_shares(
             model.helpers.remove(helper)
     if not asked:
         return [function(model, *share) for share in shares]
-    threads = use_blas_threads(max(1, current_device().cores // (len(asked) + 1)))
+    threads = use_blas_threads(blas_threads(len(asked) + 1))
     try:
         results: dict[int, T] = {0: function(model, *shares[0])}
         for number, helper in asked.items():
@@ -191,10 +201,10 @@ def in_turn(model: "ChatModel", function: Callable[..., Any], *given: Any) -> No
             model.helpers.remove(helper)
 
 
-def _serve(connection: Connection, model_name: str) -> None:
+def _serve(connection: Connection, model_name: str, threads: int) -> None:
     from unlearn_mlx.language_model.models import load_model, resolve_model
 
-    use_blas_threads(1)
+    use_blas_threads(threads)
     model = load_model(resolve_model(model_name))
     while True:
         function, given = connection.recv()
@@ -213,10 +223,10 @@ def _end_with_parent(parent: int) -> None:
 
 
 def main() -> None:
-    """The helper's entry point: the number of its connection, and the model's name."""
+    """The helper's entry point: the number of its connection, the model's name, a product's threads."""
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     with contextlib.suppress(EOFError, OSError):  # the parent has closed it
-        _serve(Connection(int(sys.argv[1])), sys.argv[2])
+        _serve(Connection(int(sys.argv[1])), sys.argv[2], int(sys.argv[3]))
 
 
 if __name__ == "__main__":
