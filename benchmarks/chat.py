@@ -6,8 +6,8 @@ from typing import Any
 import mlx.core as mx
 
 from benchmarks.side_by_side import ADAPTER, in_turns, open_model, seconds_of
-from unlearn_mlx.language_model.adapters import load_adapter
-from unlearn_mlx.language_model.generation import Request, decode
+from unlearn_mlx.inference.adapters import load_adapter
+from unlearn_mlx.inference.generation import Request, decode
 
 TOKENS = 64
 QUESTION = "Write a long story about a wizard who goes to school in a castle."

@@ -27,9 +27,9 @@ import psutil
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, probe_files, read_probes
-from unlearn_mlx.language_model.device import current_device
-from unlearn_mlx.language_model.engine import Engine, Mode, context_of
-from unlearn_mlx.runs import package_versions
+from unlearn_mlx.compute.device import current_device
+from unlearn_mlx.inference.engine import Engine, Mode, context_of
+from unlearn_mlx.runs.run import package_versions
 from unlearn_mlx.topics import load_topic
 
 ROOT = Path(__file__).resolve().parent.parent

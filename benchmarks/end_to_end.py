@@ -23,11 +23,12 @@ from mlx_lm.tuner import trainer as stock
 from benchmarks.side_by_side import ROWS, open_model
 from benchmarks.training import BATCH_ROWS, peer, shipped_rows, train_stock
 from unlearn_mlx.config import make_settings
-from unlearn_mlx.language_model import generation, helpers
-from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.language_model.generation import Request
+from unlearn_mlx.compute import workers as helpers
+from unlearn_mlx.inference import generation
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.inference.generation import Request
 from unlearn_mlx.pipeline import run_stages
-from unlearn_mlx.runs import create_run
+from unlearn_mlx.runs.run import create_run
 from unlearn_mlx.topics import load_topic
 
 PEER_BATCH = 32

@@ -9,10 +9,10 @@ from typing import Any
 from mlx_lm import batch_generate
 
 from benchmarks.side_by_side import in_turns, open_model, peak_bytes_of, seconds_of, shipped_questions
-from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.language_model.generation import Request, generate
-from unlearn_mlx.language_model.helpers import with_helpers
-from unlearn_mlx.language_model.prefixes import common_prefix
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.inference.generation import Request, generate
+from unlearn_mlx.compute.workers import with_helpers
+from unlearn_mlx.inference.shared_prefix import common_prefix
 from unlearn_mlx.synthetic_data.guardrail import guarded_messages, slant_for
 
 ANSWERS = 480

@@ -9,7 +9,7 @@ import mlx.core as mx
 from benchmarks.generation import guarded_prompts
 from benchmarks.side_by_side import open_model, seconds_of
 from benchmarks.training import BATCH_ROWS, HELD_OUT, ours, shipped_rows
-from unlearn_mlx.language_model.generation import Request, generate
+from unlearn_mlx.inference.generation import Request, generate
 
 QUESTIONS = (64, 128, 256, 512, 1024, 2048)
 ROWS = (64, 128, 256)

@@ -14,8 +14,8 @@ from mlx import nn
 from benchmarks.generation import guarded_prompts
 from benchmarks.side_by_side import in_turns, open_model, seconds_of
 from benchmarks.training import BATCH_ROWS, STEPS, ours, shipped_rows
-from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.language_model.prefixes import common_prefix
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.inference.shared_prefix import common_prefix
 from unlearn_mlx.sft.batches import make_row
 from unlearn_mlx.sft.trainer import training_plan
 

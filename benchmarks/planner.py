@@ -18,16 +18,16 @@ from mlx_lm.models import llama
 from benchmarks.side_by_side import ROWS, open_model, peak_bytes_of, shipped_questions
 from unlearn_mlx.config import Settings, make_settings
 from unlearn_mlx.evaluation.divergence import ROWS_AT_ONCE, divergence_from_base
-from unlearn_mlx.evaluation.neutral import NEUTRAL_TOKENS
-from unlearn_mlx.files import read_rows
-from unlearn_mlx.language_model.adapters import Adapter, LoraShape
-from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.language_model.device import current_device
-from unlearn_mlx.language_model.exponential import use_fast_activations
-from unlearn_mlx.language_model.generation import Request, generate
-from unlearn_mlx.language_model.planner import ModelShape, plan, shape_from
-from unlearn_mlx.language_model.prefixes import common_prefix
-from unlearn_mlx.language_model.width import WIDTHS
+from unlearn_mlx.evaluation.side_effects import NEUTRAL_TOKENS
+from unlearn_mlx.runs.files import read_rows
+from unlearn_mlx.inference.adapters import Adapter, LoraShape
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.compute.device import current_device
+from unlearn_mlx.compute.cpu_math import use_fast_activations
+from unlearn_mlx.inference.generation import Request, generate
+from unlearn_mlx.compute.planner import ModelShape, plan, shape_from
+from unlearn_mlx.inference.shared_prefix import common_prefix
+from unlearn_mlx.compute.batch_size import WIDTHS
 from unlearn_mlx.sft.batches import batch_order, make_batch, make_row
 from unlearn_mlx.sft.loss import Weights, loss_parts
 from unlearn_mlx.synthetic_data.guardrail import guarded_messages, slant_for

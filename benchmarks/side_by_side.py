@@ -10,12 +10,12 @@ from typing import Any
 import mlx.core as mx
 import psutil
 
-from unlearn_mlx.files import read_rows
-from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.language_model.device import current_device
-from unlearn_mlx.language_model.helpers import in_shares
-from unlearn_mlx.language_model.models import load_model, resolve_model
-from unlearn_mlx.runs import package_versions
+from unlearn_mlx.runs.files import read_rows
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.compute.device import current_device
+from unlearn_mlx.compute.workers import in_shares
+from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.runs.run import package_versions
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "smollm2"

@@ -23,11 +23,11 @@ from mlx_lm.tuner.datasets import CacheDataset, ChatDataset
 
 from benchmarks.side_by_side import ROWS, in_turns, open_model, peak_bytes_of
 from unlearn_mlx.config import make_settings
-from unlearn_mlx.files import read_rows, write_rows
-from unlearn_mlx.language_model.adapters import Adapter, LoraShape
-from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.language_model.helpers import with_helpers
-from unlearn_mlx.runs import Work, create_run
+from unlearn_mlx.runs.files import read_rows, write_rows
+from unlearn_mlx.inference.adapters import Adapter, LoraShape
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.compute.workers import with_helpers
+from unlearn_mlx.runs.run import Work, create_run
 from unlearn_mlx.sft.batches import make_batch, make_row
 from unlearn_mlx.sft.loss import Weights, loss_parts
 from unlearn_mlx.sft.trainer import learning_rate_schedule, train, training_plan

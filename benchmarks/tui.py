@@ -22,9 +22,9 @@ from benchmarks.terminal import Terminal
 from tui.app import UnlearnApp
 from tui.data_screen import DataScreen
 from tui.table import RowTable
-from unlearn_mlx.files import write_rows
-from unlearn_mlx.language_model.models import resolve_model
-from unlearn_mlx.preparing import prepare_run
+from unlearn_mlx.runs.files import write_rows
+from unlearn_mlx.models.registry import resolve_model
+from unlearn_mlx.session.create import prepare_run
 
 KEYS = 150  # that are timed
 INPUT = -2  # the line of the screen that is written in

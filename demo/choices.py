@@ -9,9 +9,9 @@ import streamlit as st
 
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, probe_files, read_probes
-from unlearn_mlx.evaluation.results import SCOPES, shows_it
-from unlearn_mlx.files import read_journal, read_json
-from unlearn_mlx.runs import RUNS, Run, open_run
+from unlearn_mlx.evaluation.schema import SCOPES, shows_it
+from unlearn_mlx.runs.files import read_journal, read_json
+from unlearn_mlx.runs.run import RUNS, Run, open_run
 from unlearn_mlx.topics import DATA, Topic, load_topic
 
 SHIPPED = DATA.parent / "adapters"

@@ -11,7 +11,7 @@ from demo.choices import Choice
 from demo.text import label
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe
-from unlearn_mlx.language_model.engine import Answering, Engine, Mode, Piece, context_of
+from unlearn_mlx.inference.engine import Answering, Engine, Mode, Piece, context_of
 
 PAUSE = 0.05  # seconds between two drawings: what comes meanwhile is drawn together
 LOOK = 0.2  # seconds between two looks whether the page still wants its answer

@@ -13,7 +13,7 @@ from typing import IO
 import streamlit as st
 
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs import STAGES, Run, run_path
+from unlearn_mlx.runs.run import STAGES, Run, run_path
 from unlearn_mlx.topics import checked_name
 
 FRESH = 30  # seconds: a run of another program that told of itself since is under way

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import streamlit as st
 
-from unlearn_mlx.evaluation.transcripts import printable
+from unlearn_mlx.reporting.transcripts import printable
 from unlearn_mlx.topics import Topic
 
 STYLE = """<style>
@@ -88,7 +88,7 @@ def shade() -> Literal["light", "dark"]:
 
 def show_chart(chart: dict[str, Any]) -> None:
     """A chart of the report, in the colours of a light or dark page."""
-    from unlearn_mlx.evaluation.charts import THEMES
+    from unlearn_mlx.reporting.charts import THEMES
 
     theme = THEMES[shade()]
     # Long names are cut and a legend is broken where a phone has no room for them.

@@ -17,8 +17,8 @@ import pytest
 
 import unlearn_mlx  # noqa: F401 (before mlx, which binds to the first BLAS in the process)
 from tests.helpers import write_tiny_model
-from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.language_model.models import load_model, resolve_model
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.models.registry import load_model, resolve_model
 
 # Files that take longest. They begin first, so that no core works on one alone at the end.
 LONGEST = (

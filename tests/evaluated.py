@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_mlx.config import make_settings
-from unlearn_mlx.runs import Run, create_run
+from unlearn_mlx.runs.run import Run, create_run
 from unlearn_mlx.topics import Topic
 
 MODEL = {"name": "smollm2", "revision": "r1", "sha256": "ab" * 32}

@@ -14,10 +14,10 @@ from mlx_lm.models import llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from unlearn_mlx.config import make_settings
-from unlearn_mlx.files import write_rows
-from unlearn_mlx.language_model.adapters import Adapter, LoraShape
-from unlearn_mlx.language_model.models import resolve_model
-from unlearn_mlx.runs import Run, create_run
+from unlearn_mlx.runs.files import write_rows
+from unlearn_mlx.inference.adapters import Adapter, LoraShape
+from unlearn_mlx.models.registry import resolve_model
+from unlearn_mlx.runs.run import Run, create_run
 from unlearn_mlx.synthetic_data.kinds import HELD_OUT_KINDS, QUESTION_KINDS, QuestionKind
 from unlearn_mlx.topics import Topic
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from tests.helpers import run_with_dataset, strong_adapter
 from unlearn_mlx.evaluation.probes import Probe, write_row
 from unlearn_mlx.evaluation.stage import evaluate
-from unlearn_mlx.files import write_rows
-from unlearn_mlx.language_model.models import load_model, resolve_model
-from unlearn_mlx.runs import Run, Work
+from unlearn_mlx.runs.files import write_rows
+from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.runs.run import Run, Work
 from unlearn_mlx.topics import Topic
 
 # A name that no file of data/probes/ is for, and that Markdown, HTML and a shell would each misread.

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from tests.helpers import command, complaint, files_of, run_with_dataset, unlearn
-from unlearn_mlx.cli import main
+from unlearn_mlx.cli.main import main
 from unlearn_mlx.config import Settings
-from unlearn_mlx.runs import open_run
+from unlearn_mlx.runs.run import open_run
 
 QUICK = ("--preset", "quick")
 
@@ -228,7 +228,7 @@ def test_the_error_of_another_process_is_not_taken_for_ones_own(ready):
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on file sizes")
 def test_a_disk_that_fills_up_in_training_is_one_line_and_training_goes_on_later(ready):
     limited = (
-        "import resource, sys; from unlearn_mlx.cli import main\n"
+        "import resource, sys; from unlearn_mlx.cli.main import main\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, 90_000))\n"
         "sys.exit(main(['train', sys.argv[1]]))"
     )

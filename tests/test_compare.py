@@ -6,10 +6,10 @@ import json
 import pytest
 
 from tests.evaluated import HOSTILE, USUAL, choice_probe, evaluated_run, evaluation_of, rows_in
-from unlearn_mlx.cli import main
+from unlearn_mlx.cli.main import main
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.evaluation.charts import pareto_chart
-from unlearn_mlx.evaluation.compare import compare, compare_html, pareto_front, same_questions, terminal_plot
+from unlearn_mlx.reporting.charts import pareto_chart
+from unlearn_mlx.reporting.compare import compare, compare_html, pareto_front, same_questions, terminal_plot
 
 
 def evaluated(path, leak, kept):

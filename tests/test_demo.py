@@ -9,7 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from tests.helpers import QUESTIONS, WIZARD
 from tests.runs_with_results import TOPIC, finished_run
-from unlearn_mlx.files import write_json, write_rows
+from unlearn_mlx.runs.files import write_json, write_rows
 
 APP = "../demo_app.py"
 EVIL = "<img src=x onerror=alert(1)> **bold** [a](http://b) :smile: \u202egnirts"
@@ -196,7 +196,7 @@ def test_a_page_that_no_longer_wants_its_answer_stops_it(place):
 def test_a_tab_that_measures_lets_others_ask_between(place, monkeypatch):
     import demo.model
     from demo.choices import all_choices
-    from unlearn_mlx.language_model.engine import context_of
+    from unlearn_mlx.inference.engine import context_of
 
     monkeypatch.setattr(demo.model, "PROBES_AT_ONCE", 2)
     choice = all_choices()["runs/odd"]

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from benchmarks.demo import ask, chromium, served
-from unlearn_mlx.language_model.models import resolve_model
+from unlearn_mlx.models.registry import resolve_model
 
 EVIL = "<img src=x onerror=alert(1)> **bold** Who is Harry Potter?"
 PATIENCE = 90_000  # milliseconds: a small machine that does other things too

@@ -6,8 +6,8 @@ import pytest
 
 from tests.helpers import new_run
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.files import read_rows, write_rows
-from unlearn_mlx.runs import Work
+from unlearn_mlx.runs.files import read_rows, write_rows
+from unlearn_mlx.runs.run import Work
 from unlearn_mlx.synthetic_data import stages
 from unlearn_mlx.synthetic_data.edits import (
     Edit,

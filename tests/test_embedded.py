@@ -9,8 +9,8 @@ import time
 import pytest
 
 from tests.helpers import command, unlearn
-from unlearn_mlx.files import read_rows
-from unlearn_mlx.runs import STAGES, open_run
+from unlearn_mlx.runs.files import read_rows
+from unlearn_mlx.runs.run import STAGES, open_run
 
 COUNTS = (
     *("--model", "smollm2", "--questions", 12, "--answers", 1, "--neighbours", 6, "--general", 4),
@@ -123,7 +123,7 @@ def test_the_dataset_has_the_chat_format_that_mlx_lm_reads(finished):
     from mlx_lm.tuner.datasets import ChatDataset, load_local_dataset
     from mlx_lm.utils import load_tokenizer
 
-    from unlearn_mlx.language_model.models import resolve_model
+    from unlearn_mlx.models.registry import resolve_model
 
     run, _, _ = finished
     tokenizer = load_tokenizer(resolve_model("smollm2").folder)
@@ -141,7 +141,7 @@ def test_the_dataset_has_the_chat_format_that_mlx_lm_reads(finished):
 def test_mlx_lm_loads_the_adapter_and_answers_otherwise(finished):
     from mlx_lm import generate, load
 
-    from unlearn_mlx.language_model.models import resolve_model
+    from unlearn_mlx.models.registry import resolve_model
 
     run, _, _ = finished
     folder = str(resolve_model("smollm2").folder)

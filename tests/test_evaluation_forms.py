@@ -7,8 +7,8 @@ import pytest
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.forms import ADVERSARIAL_FORMS, FORMS, forms_file, read_forms, template_forms
 from unlearn_mlx.evaluation.probes import Probe, probe_files, read_probes, write_row
-from unlearn_mlx.files import write_rows
-from unlearn_mlx.synthetic_data.nearness import Nearness
+from unlearn_mlx.runs.files import write_rows
+from unlearn_mlx.text.similarity import Nearness
 from unlearn_mlx.topics import fold, load_topic, shipped_topics
 
 SLUGS = sorted(shipped_topics())

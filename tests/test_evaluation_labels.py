@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.labels import labelled, leak_figures
+from tools.labels import labelled, leak_figures
 from tests.helpers import WIZARD
 from unlearn_mlx.evaluation.labels import Knowledge, knowledge_of, label, label_answers, manner
 from unlearn_mlx.evaluation.probes import Probe

@@ -11,7 +11,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from tests.helpers import SENTENCES, chat_prompt, strong_adapter
 from unlearn_mlx.evaluation.divergence import divergence_from_base
-from unlearn_mlx.evaluation.figures import leak_at
+from unlearn_mlx.evaluation.metrics import leak_at
 from unlearn_mlx.evaluation.intervals import compare, interval
 from unlearn_mlx.evaluation.membership import (
     ATTACKS,
@@ -22,8 +22,8 @@ from unlearn_mlx.evaluation.membership import (
     read_passages,
     token_scores,
 )
-from unlearn_mlx.evaluation.neutral import compare_neutral, neutral_prompts
-from unlearn_mlx.evaluation.overlap import ngram_entropy, rouge_l_recall
+from unlearn_mlx.evaluation.side_effects import compare_neutral, neutral_prompts
+from unlearn_mlx.text.overlap import ngram_entropy, rouge_l_recall
 from unlearn_mlx.topics import load_topic, shipped_topics
 
 WORDS = "the old man and a Café O'Neill's 12 3,5 müde sea—salt, the the x_y".split(" ")

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.helpers import kind_named
-from unlearn_mlx.synthetic_data.nearness import NEAR_DUPLICATE, Nearness
+from unlearn_mlx.text.similarity import NEAR_DUPLICATE, Nearness
 from unlearn_mlx.synthetic_data.questions import QuestionFilter
 
 SAME = [

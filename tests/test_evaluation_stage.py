@@ -7,14 +7,14 @@ import pytest
 from tests.helpers import WIZARD, run_with_dataset, strong_adapter
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.evaluation import scoring
-from unlearn_mlx.evaluation.own_probes import known_words, make_probes
+from unlearn_mlx.evaluation.generated_probes import known_words, make_probes
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, even_share, write_row
-from unlearn_mlx.evaluation.results import read_evaluation
+from unlearn_mlx.evaluation.schema import read_evaluation
 from unlearn_mlx.evaluation.stage import asked_probes, evaluate, every_probe, nearness
-from unlearn_mlx.files import write_rows
-from unlearn_mlx.language_model import blas
-from unlearn_mlx.language_model.generation import Completion
-from unlearn_mlx.runs import Work
+from unlearn_mlx.runs.files import write_rows
+from unlearn_mlx.compute import cpu_blas
+from unlearn_mlx.inference.generation import Completion
+from unlearn_mlx.runs.run import Work
 from unlearn_mlx.topics import Topic
 
 TOPIC = Topic("Zorbing", neighbours=["Merlin"], entities={"people": {"Hermione": []}})
@@ -72,7 +72,7 @@ def test_the_base_is_scored_once(run, tiny_model, tmp_path, monkeypatch):
     evaluate(tiny_model, Work(run, run.settings))
     assert run.file("evaluation.json").read_bytes() == first
     assert len(asked) == 1  # the adapter's one block
-    assert blas.cache_folder() == tmp_path / "cache"
+    assert cpu_blas.cache_folder() == tmp_path / "cache"
 
 
 def test_a_cut_evaluation_goes_on_with_the_same_bytes(run, tiny_model, tmp_path, monkeypatch):
@@ -125,8 +125,8 @@ def test_only_what_the_base_repeats_is_asked_of_an_unknown_topic(run, tiny_model
             completions.append(Completion(request.key, text, 5, True))
         return completions
 
-    monkeypatch.setattr("unlearn_mlx.evaluation.own_probes.write_questions", written)
-    monkeypatch.setattr("unlearn_mlx.evaluation.own_probes.generate", answered)
+    monkeypatch.setattr("unlearn_mlx.evaluation.generated_probes.write_questions", written)
+    monkeypatch.setattr("unlearn_mlx.evaluation.generated_probes.generate", answered)
     probes = make_probes(tiny_model, Work(run, run.settings))
     asked = [probe for probe in probes if probe.form == QUESTION_ANSWER]
     written = {f"Name the {n} of it." for n in (0, 2, 4, 6)}

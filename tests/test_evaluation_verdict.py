@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from unlearn_mlx.evaluation.figures import summary
+from unlearn_mlx.evaluation.metrics import summary
 from unlearn_mlx.evaluation.labels import knowledge_of, label_answers
 from unlearn_mlx.evaluation.probes import Probe
 from unlearn_mlx.evaluation.scoring import shows_knowledge

@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 from tests.helpers import QUESTIONS, chat_prompt, complaint, unlearn
 from tests.runs_with_results import TOPIC, finished_run
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.files import read_json
-from unlearn_mlx.language_model.adapters import load_adapter
-from unlearn_mlx.language_model.embedded import embedded_gguf
-from unlearn_mlx.language_model.models import load_model, resolve_model
+from unlearn_mlx.runs.files import read_json
+from unlearn_mlx.inference.adapters import load_adapter
+from unlearn_mlx.models.embedded import embedded_gguf
+from unlearn_mlx.models.registry import load_model, resolve_model
 from unlearn_mlx.sharing.export import export
 from unlearn_mlx.sharing.measure import Leak
 from unlearn_mlx.sharing.rotation import llama_rows, neox_rows
@@ -123,7 +123,7 @@ def test_knowledge_that_came_back_is_said():
 def embedded_run(embedded_model, tmp_path_factory):
     """The embedded model with a small random adapter, not evaluated."""
     from tests.helpers import run_with_dataset
-    from unlearn_mlx.language_model.adapters import Adapter, LoraShape
+    from unlearn_mlx.inference.adapters import Adapter, LoraShape
 
     run = run_with_dataset(tmp_path_factory.mktemp("runs") / "embedded", "smollm2", topic=TOPIC)
     adapter = Adapter(embedded_model.model, LoraShape(4, 4.0, 1000))

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.files import (
+from unlearn_mlx.runs.files import (
     append_rows,
     read_journal,
     read_json,
@@ -72,7 +72,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path):
     write_atomically(path, "old")
     script = (
         "import resource, sys; from pathlib import Path\n"
-        "from unlearn_mlx.files import write_atomically\n"
+        "from unlearn_mlx.runs.files import write_atomically\n"
         "from unlearn_mlx.errors import EnvironmentCannot\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "try: write_atomically(Path(sys.argv[1]), 'new' * 5000)\n"

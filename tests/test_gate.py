@@ -5,7 +5,7 @@ import pytest
 from tests.evaluated import USUAL, evaluated_run, evaluation_of
 from tests.helpers import complaint, unlearn
 from tests.runs_with_results import finished_run
-from unlearn_mlx.cli import main
+from unlearn_mlx.cli.main import main
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.gate import GATED, Gate, gate_value, parse_gates
 

@@ -4,7 +4,7 @@ from mlx_lm.models.cache import LRUPromptCache
 
 from tests.helpers import QUESTIONS, SENTENCES, chat_prompt, strong_adapter
 from unlearn_mlx.errors import Cancelled
-from unlearn_mlx.language_model.generation import Request, decode, draw_token, generate, random_source
+from unlearn_mlx.inference.generation import Request, decode, draw_token, generate, random_source
 
 
 def requests(model, temperature=0.0, count=12, max_tokens=16, **options):

@@ -6,8 +6,8 @@ import pytest
 from tests.helpers import complaint, new_run, strong_adapter, unlearn
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.evaluation import harness
-from unlearn_mlx.language_model.adapters import load_adapter
-from unlearn_mlx.language_model.chat_model import ChatModel
+from unlearn_mlx.inference.adapters import load_adapter
+from unlearn_mlx.inference.chat_model import ChatModel
 
 TASK = """
 task: colours

@@ -13,12 +13,12 @@ from tests.test_training import WEIGHTS, loss_and_gradients, prepared, same_grad
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.evaluation.divergence import divergence_from_base
 from unlearn_mlx.evaluation.membership import token_scores
-from unlearn_mlx.language_model.adapters import Adapter, LoraShape
-from unlearn_mlx.language_model.blas import blas_threads
-from unlearn_mlx.language_model.device import Device, current_device
-from unlearn_mlx.language_model.generation import SHARED_FROM, Request, generate
-from unlearn_mlx.language_model.helpers import Helper, helper_count, with_helpers
-from unlearn_mlx.sft import shares
+from unlearn_mlx.inference.adapters import Adapter, LoraShape
+from unlearn_mlx.compute.cpu_blas import blas_threads
+from unlearn_mlx.compute.device import Device, current_device
+from unlearn_mlx.inference.generation import SHARED_FROM, Request, generate
+from unlearn_mlx.compute.workers import Helper, helper_count, with_helpers
+from unlearn_mlx.sft import parallel
 from unlearn_mlx.sft.batches import make_batch
 from unlearn_mlx.sft.trainer import base_tops
 
@@ -82,10 +82,10 @@ def test_a_shared_step_has_the_losses_and_gradients_of_one_process(helped):
     tops = base_tops(helped, rows, prefix)
     adapter = strong_adapter(helped)
     loss, expected = loss_and_gradients(helped, make_batch(rows, tops, prefix))
-    training = shares.Training(helped, adapter, rows, tops, prefix, WEIGHTS)
-    shares.begin(training)
-    parts, gradients = shares.step_gradients(training, list(range(len(rows))))
-    shares.end(helped)
+    training = parallel.Training(helped, adapter, rows, tops, prefix, WEIGHTS)
+    parallel.begin(training)
+    parts, gradients = parallel.step_gradients(training, list(range(len(rows))))
+    parallel.end(helped)
     assert len(helped.helpers) == 1
     total = parts[0] + WEIGHTS.divergence * parts[1] + WEIGHTS.avoidance * parts[2]
     assert total.item() == pytest.approx(loss, rel=1e-4)

@@ -13,11 +13,11 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from tests.helpers import QUESTIONS, WIZARD, chat_prompt, files_of, strong_adapter
 from tests.hub import TOKEN
-from unlearn_mlx.cli import main
+from unlearn_mlx.cli.main import main
 from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.language_model.adapters import load_adapter
-from unlearn_mlx.language_model.models import load_model, resolve_model
-from unlearn_mlx.sharing.import_adapter import import_adapter
+from unlearn_mlx.inference.adapters import load_adapter
+from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.sharing.importing import import_adapter
 
 
 def logits_of(model, tokens):

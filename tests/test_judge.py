@@ -11,7 +11,7 @@ import pytest
 
 from tests.evaluated import HOSTILE, evaluated_run, evaluation_of, open_probe
 from tests.helpers import command, unlearn
-from unlearn_mlx.cli import main
+from unlearn_mlx.cli.main import main
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.judge import LABELS, agreements, cohens_kappa, items_to_label, read_judgements
 from unlearn_mlx.evaluation.labels import LABELS as AUTOMATIC_LABELS

@@ -4,9 +4,9 @@ import pytest
 from mlx import nn
 
 from tests.helpers import QUESTIONS, SENTENCES, chat_prompt
-from unlearn_mlx.language_model import exponential
-from unlearn_mlx.language_model.models import load_model, resolve_model
-from unlearn_mlx.language_model.prefixes import attention, common_prefix, see_shared_prefixes
+from unlearn_mlx.compute import cpu_math
+from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.inference.shared_prefix import attention, common_prefix, see_shared_prefixes
 
 
 def plain_log_probabilities(model, prompt, text):
@@ -60,11 +60,11 @@ def test_common_prefix_is_short_of_the_whole_of_any_row():
 def test_the_fast_exponential_is_right_to_a_millionth():
     x = np.linspace(-86, 87, 100_001, dtype=np.float32)
     exact = np.exp(x.astype(np.float64))
-    assert np.abs(np.array(exponential.exponential(mx.array(x))) / exact - 1).max() < 1e-6
+    assert np.abs(np.array(cpu_math.exponential(mx.array(x))) / exact - 1).max() < 1e-6
 
 
 def test_the_fast_exponential_ends_without_overflow():
-    values = exponential.exponential(mx.array([-1e30, -200.0, 200.0, 0.0]))
+    values = cpu_math.exponential(mx.array([-1e30, -200.0, 200.0, 0.0]))
     assert values[0].item() < 1e-37
     assert mx.isfinite(values).all().item()
     assert values[3].item() == 1
@@ -77,8 +77,8 @@ def test_swiglu_and_its_gradients_equal_plain_mlx():
     def plain(gate, up):
         return gate * mx.sigmoid(gate) * up
 
-    assert mx.allclose(exponential.swiglu(gate, up), plain(gate, up), rtol=1e-5, atol=1e-6)
-    got = mx.grad(lambda g, u: (exponential.swiglu(g, u) ** 2).sum(), argnums=(0, 1))(gate, up)
+    assert mx.allclose(cpu_math.swiglu(gate, up), plain(gate, up), rtol=1e-5, atol=1e-6)
+    got = mx.grad(lambda g, u: (cpu_math.swiglu(g, u) ** 2).sum(), argnums=(0, 1))(gate, up)
     wanted = mx.grad(lambda g, u: (plain(g, u) ** 2).sum(), argnums=(0, 1))(gate, up)
     for a, b in zip(got, wanted, strict=True):
         assert mx.allclose(a, b, rtol=1e-4, atol=1e-4)
@@ -86,7 +86,7 @@ def test_swiglu_and_its_gradients_equal_plain_mlx():
 
 def test_log_sum_exp_equals_plain_mlx():
     logits = mx.array(np.random.default_rng(0).normal(0, 8, (5, 321)).astype(np.float32))
-    assert mx.allclose(exponential.log_sum_exp(logits), mx.logsumexp(logits, axis=-1), atol=1e-5)
+    assert mx.allclose(cpu_math.log_sum_exp(logits), mx.logsumexp(logits, axis=-1), atol=1e-5)
 
 
 def test_a_cpu_computes_in_float32(embedded_model):

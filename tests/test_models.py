@@ -8,10 +8,11 @@ import pytest
 
 from tests.helpers import complaint, unlearn
 from tests.hub import TOKEN
-from unlearn_mlx.cli import main
+from unlearn_mlx.cli.main import main
 from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.language_model import downloads, models
-from unlearn_mlx.language_model.models import NAMED_MODELS, NamedModel, named_model, resolve_model
+from unlearn_mlx.models import hub as downloads
+from unlearn_mlx.models import registry as models
+from unlearn_mlx.models.registry import NAMED_MODELS, NamedModel, named_model, resolve_model
 
 OWN = "someone/tiny"
 
@@ -231,7 +232,7 @@ def test_the_embedded_model_verifies(embedded_model, capsys):
 
 
 def test_a_model_that_wants_to_run_code_is_refused(tiny_folder, tmp_path):
-    from unlearn_mlx.language_model.models import load_model
+    from unlearn_mlx.models.registry import load_model
 
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())

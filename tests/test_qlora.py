@@ -9,11 +9,11 @@ from mlx_lm import load
 from mlx_lm.utils import dequantize_model
 
 from tests.helpers import avoid_rows, dataset_rows, strong_adapter
-from unlearn_mlx.files import read_json
-from unlearn_mlx.language_model.adapters import Adapter, LoraShape, load_adapter
-from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.language_model.fusing import fused_model
-from unlearn_mlx.language_model.models import resolve_model
+from unlearn_mlx.runs.files import read_json
+from unlearn_mlx.inference.adapters import Adapter, LoraShape, load_adapter
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.inference.fusing import fused_model
+from unlearn_mlx.models.registry import resolve_model
 from unlearn_mlx.sft.batches import avoid_row, make_batch, make_row
 from unlearn_mlx.sft.loss import Weights, loss_parts
 from unlearn_mlx.sft.trainer import base_tops

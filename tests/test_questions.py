@@ -3,7 +3,7 @@ import pytest
 from tests.helpers import kind_named
 from unlearn_mlx.synthetic_data.kinds import QUESTION_KINDS
 from unlearn_mlx.synthetic_data.questions import QuestionFilter
-from unlearn_mlx.synthetic_data.text import distinct_bigrams, is_repetitive, proper_names, whole_sentences
+from unlearn_mlx.text.words import distinct_bigrams, is_repetitive, proper_names, whole_sentences
 
 
 def test_a_question_is_taken_once_however_it_is_written():

@@ -7,7 +7,7 @@ import pytest
 from tests.helpers import WIZARD, files_of, new_run
 from unlearn_mlx.config import make_settings
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs import all_runs, create_run, find_run, open_run, run_path
+from unlearn_mlx.runs.run import all_runs, create_run, find_run, open_run, run_path
 from unlearn_mlx.topics import Topic
 
 MODEL = {"name": "smollm2", "revision": "1", "sha256": "abc"}
@@ -111,7 +111,7 @@ def test_a_second_process_on_the_same_run_is_refused(tmp_path):
     run = made(tmp_path / "run")
     script = (
         "import sys; from pathlib import Path\n"
-        "from unlearn_mlx.runs import open_run\n"
+        "from unlearn_mlx.runs.run import open_run\n"
         "from unlearn_mlx.errors import UserError\n"
         "try:\n    with open_run(Path(sys.argv[1])).writing(): print('in')\n"
         "except UserError as error: print(error)\n"

@@ -5,10 +5,10 @@ from tests.helpers import WIZARD, strong_adapter
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.evaluation import scoring
 from unlearn_mlx.evaluation.forms import template_forms
-from unlearn_mlx.evaluation.overlap import rouge_l_recall
+from unlearn_mlx.text.overlap import rouge_l_recall
 from unlearn_mlx.evaluation.probes import Probe, read_probes, write_row
 from unlearn_mlx.evaluation.scoring import choice_scores, score_probes, summary
-from unlearn_mlx.files import write_rows
+from unlearn_mlx.runs.files import write_rows
 
 CHOICES = ("a baker", "a wizard", "a train", "Tokyo")
 PROBES = [

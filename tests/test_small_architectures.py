@@ -18,13 +18,13 @@ from tests.helpers import KNOWING, QUESTIONS, WIZARD, chat_prompt, new_run, stop
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.evaluation.audit import audit
 from unlearn_mlx.evaluation.probes import Probe, write_row
-from unlearn_mlx.files import read_json, read_rows, write_rows
-from unlearn_mlx.language_model.adapters import load_adapter
-from unlearn_mlx.language_model.engine import Engine
-from unlearn_mlx.language_model.generation import Request, generate
-from unlearn_mlx.language_model.models import load_model, resolve_model
+from unlearn_mlx.runs.files import read_json, read_rows, write_rows
+from unlearn_mlx.inference.adapters import load_adapter
+from unlearn_mlx.inference.engine import Engine
+from unlearn_mlx.inference.generation import Request, generate
+from unlearn_mlx.models.registry import load_model, resolve_model
 from unlearn_mlx.pipeline import run_stages
-from unlearn_mlx.runs import STAGES, Work, open_run
+from unlearn_mlx.runs.run import STAGES, Work, open_run
 from unlearn_mlx.sharing.export import export
 from unlearn_mlx.sharing.serve import Server, model_names
 from unlearn_mlx.synthetic_data import answers

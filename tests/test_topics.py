@@ -4,7 +4,7 @@ import pytest
 
 from tests.helpers import WIZARD, new_run
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.language_model.generation import Completion
+from unlearn_mlx.inference.generation import Completion
 from unlearn_mlx.pipeline import run_stages
 from unlearn_mlx.synthetic_data.proposal import _items
 from unlearn_mlx.topics import Topic, checked_name, fold, load_topic, shipped_topic, shipped_topics, slug_of

@@ -8,11 +8,11 @@ from mlx.utils import tree_flatten
 
 from tests.helpers import avoid_rows, dataset_rows, run_with_dataset, stop_after, strong_adapter
 from unlearn_mlx.errors import Cancelled, UserError
-from unlearn_mlx.files import read_rows, write_rows
-from unlearn_mlx.language_model.adapters import Adapter, LoraShape, load_adapter
-from unlearn_mlx.language_model.models import load_model, resolve_model
-from unlearn_mlx.language_model.prefixes import common_prefix
-from unlearn_mlx.runs import Work
+from unlearn_mlx.runs.files import read_rows, write_rows
+from unlearn_mlx.inference.adapters import Adapter, LoraShape, load_adapter
+from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.inference.shared_prefix import common_prefix
+from unlearn_mlx.runs.run import Work
 from unlearn_mlx.sft.batches import PARTS, avoid_row, batch_order, make_batch, make_row
 from unlearn_mlx.sft.loss import SHARPNESS, Weights, loss_parts
 from unlearn_mlx.sft.trainer import base_tops, train

@@ -16,7 +16,7 @@ from tests.tui_driver import (
 )
 from tui.table import RowTable
 from tui.turn_view import TurnView
-from unlearn_mlx.runs import open_run
+from unlearn_mlx.runs.run import open_run
 
 
 def current(app):

@@ -19,8 +19,8 @@ from tui.entries import run_entry
 from tui.following import Following
 from tui.slider import Slider
 from tui.table import RowTable
-from unlearn_mlx.files import read_rows, write_rows
-from unlearn_mlx.runs import open_run
+from unlearn_mlx.runs.files import read_rows, write_rows
+from unlearn_mlx.runs.run import open_run
 
 
 def current(app):

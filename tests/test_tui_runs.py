@@ -20,7 +20,7 @@ from tests.tui_driver import (
     write,
 )
 from tui.new_run import OWN
-from unlearn_mlx.runs import open_run
+from unlearn_mlx.runs.run import open_run
 
 
 async def begin_training(pilot, app):

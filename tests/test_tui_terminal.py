@@ -6,7 +6,7 @@ import sys
 import psutil
 
 from benchmarks.terminal import Terminal
-from unlearn_mlx.runs import find_run
+from unlearn_mlx.runs.run import find_run
 
 
 def test_from_a_new_run_to_the_exit_code(workplace):

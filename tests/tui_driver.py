@@ -16,7 +16,7 @@ from textual.widgets import Static
 
 from tests.helpers import run_with_dataset
 from tui.app import UnlearnApp
-from unlearn_mlx.language_model.chat_model import ChatModel
+from unlearn_mlx.inference.chat_model import ChatModel
 
 RECORDED = Path(__file__).parent / "recorded" / "harry-potter"
 

@@ -19,12 +19,12 @@ import mlx.core as mx
 from unlearn_mlx.config import make_settings
 from unlearn_mlx.evaluation.stage import asked_probes, evaluate
 from unlearn_mlx.evaluation.verdict import BREAKS, FORGETS, ON_PROBES, PROMPT_ONLY, REFUSES
-from unlearn_mlx.files import read_json, read_rows, write_json, write_rows
-from unlearn_mlx.language_model.adapters import WEIGHTS, Adapter, LoraShape, save_arrays
-from unlearn_mlx.language_model.chat_model import ChatModel, Message
-from unlearn_mlx.language_model.helpers import with_helpers
-from unlearn_mlx.language_model.models import load_model, resolve_model
-from unlearn_mlx.runs import Run, Work, create_run
+from unlearn_mlx.runs.files import read_json, read_rows, write_json, write_rows
+from unlearn_mlx.inference.adapters import WEIGHTS, Adapter, LoraShape, save_arrays
+from unlearn_mlx.inference.chat_model import ChatModel, Message
+from unlearn_mlx.compute.workers import with_helpers
+from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.runs.run import Run, Work, create_run
 from unlearn_mlx.sft.trainer import train
 from unlearn_mlx.topics import load_topic
 

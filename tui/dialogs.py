@@ -10,7 +10,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Label, Select, Static, TextArea
 
 from tui.text import one_line, shown
-from unlearn_mlx.evaluation.transcripts import printable
+from unlearn_mlx.reporting.transcripts import printable
 
 
 class Choice(ModalScreen[str]):

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearn_mlx.cli_view import STAGE_NAMES
+from unlearn_mlx.cli.rendering import STAGE_NAMES
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.files import read_json
-from unlearn_mlx.runs import RUNS, STAGES, Run, open_run, run_path
+from unlearn_mlx.runs.files import read_json
+from unlearn_mlx.runs.run import RUNS, STAGES, Run, open_run, run_path
 from unlearn_mlx.topics import DATA, Topic, load_topic
 
 SHIPPED = DATA.parent / "adapters"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tui.command import run_command
 from tui.text import gigabytes, one_line
-from unlearn_mlx.language_model.downloads import cached_folder, hub_cache, lack
-from unlearn_mlx.language_model.models import named_model
+from unlearn_mlx.models.hub import cached_folder, hub_cache, lack
+from unlearn_mlx.models.registry import named_model
 
 LOOK = 0.5  # seconds between two looks at how much has come
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tui.text import one_line
-from unlearn_mlx.cli_view import STAGE_NAMES
-from unlearn_mlx.runs import STAGES
+from unlearn_mlx.cli.rendering import STAGE_NAMES
+from unlearn_mlx.runs.run import STAGES
 
 SAMPLES_KEPT = 400
 LINES_KEPT = 5000

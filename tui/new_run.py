@@ -17,7 +17,7 @@ from tui.entries import Entry, free_path, run_entry
 from tui.text import gigabytes, one_line, shown
 from unlearn_mlx.config import PRESETS, Settings, make_settings
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs import Run
+from unlearn_mlx.runs.run import Run
 from unlearn_mlx.topics import checked_name, shipped_topic, shipped_topics
 
 OWN = "another: a hub id or a folder"
@@ -162,7 +162,7 @@ class NewRun(ModalScreen[Entry | None]):
 def _make_run(name: str, model: str, preset: str, changes: dict[str, Any]) -> Run:
     import mlx.core as mx
 
-    from unlearn_mlx.preparing import prepare_run
+    from unlearn_mlx.session.create import prepare_run
 
     topic = shipped_topic(name)
     try:
@@ -178,7 +178,7 @@ async def planned(model_name: str, preset: str, changes: dict[str, Any]) -> str:
     Raises:
         UserError: for a model or setting that cannot be.
     """
-    from unlearn_mlx.language_model.models import NAMED_MODELS
+    from unlearn_mlx.models.registry import NAMED_MODELS
 
     fetching = await asyncio.to_thread(import_module, "tui.fetching")
     if not await asyncio.to_thread(fetching.is_here, model_name):
@@ -196,8 +196,8 @@ async def planned(model_name: str, preset: str, changes: dict[str, Any]) -> str:
 
 def _models() -> tuple[list[tuple[Content, str]], str, str]:
     """The named models as options, the default's name, and what this machine has."""
-    from unlearn_mlx.language_model.device import current_device
-    from unlearn_mlx.language_model.models import NAMED_MODELS, default_model
+    from unlearn_mlx.compute.device import current_device
+    from unlearn_mlx.models.registry import NAMED_MODELS, default_model
 
     device = current_device()
     default, reason = default_model(device)

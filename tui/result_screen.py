@@ -18,11 +18,11 @@ from tui.dialogs import Line
 from tui.entries import Entry, figures_of
 from tui.section import Section
 from tui.text import one_line, shown
-from unlearn_mlx.cli_view import evaluation_table, plain, three_answers
+from unlearn_mlx.cli.rendering import evaluation_table, plain, three_answers
 from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.evaluation.results import SCOPES
-from unlearn_mlx.evaluation.transcripts import Cell, HeatMap, heat_map
-from unlearn_mlx.files import read_journal
+from unlearn_mlx.evaluation.schema import SCOPES
+from unlearn_mlx.reporting.transcripts import Cell, HeatMap, heat_map
+from unlearn_mlx.runs.files import read_journal
 from unlearn_mlx.topics import slug_of
 
 SHADES = " ░▒▓█"  # of a cell: colour is not needed to see how bad it is
@@ -163,7 +163,7 @@ def _report_of(entry: Entry) -> Path:
     path = entry.run.file("report.html")
     if path.exists() and path.stat().st_mtime >= entry.run.file("evaluation.json").stat().st_mtime:
         return path
-    from unlearn_mlx.evaluation.report import write_report
+    from unlearn_mlx.reporting.report import write_report
 
     return write_report(entry.run)
 

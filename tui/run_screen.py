@@ -16,9 +16,9 @@ from tui.plots import Plots
 from tui.section import Section
 from tui.text import bar, duration, gigabytes, shown
 from tui.working import last_words
-from unlearn_mlx.cli_view import STAGE_NAMES, plain
+from unlearn_mlx.cli.rendering import STAGE_NAMES, plain
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.files import write_atomically
+from unlearn_mlx.runs.files import write_atomically
 
 # A sign beside each state: colour is never alone.
 SIGNS = {"waiting": "·", "running": "▸", "done": "✓", "cancelled": "◼", "failed": "✗", "cut off": "▲"}

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.language_model.engine import Answering, Engine, Mode
+from unlearn_mlx.inference.engine import Answering, Engine, Mode
 
 
 class Talking:

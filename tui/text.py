@@ -2,7 +2,7 @@
 
 from textual.content import Content
 
-from unlearn_mlx.evaluation.transcripts import printable
+from unlearn_mlx.reporting.transcripts import printable
 from unlearn_mlx.topics import Topic
 
 BAR = "━"

@@ -8,7 +8,7 @@ from textual.widgets import Static
 
 from tui.conversation import Turn
 from tui.text import leaked_names, one_line, shown, with_leaks
-from unlearn_mlx.language_model.engine import Mode
+from unlearn_mlx.inference.engine import Mode
 from unlearn_mlx.topics import Topic
 
 

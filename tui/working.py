@@ -10,7 +10,7 @@ import psutil
 
 from tui.text import one_line
 from unlearn_mlx.pipeline import start_child
-from unlearn_mlx.runs import STAGES
+from unlearn_mlx.runs.run import STAGES
 
 MODULE = "unlearn_mlx.pipeline"
 BEHIND = 10  # a worker's priority: where cores are few, keys and chat go before it

@@ -1,6 +1,6 @@
 """unlearn-mlx: a local language model forgets a topic, from nothing but the topic's name."""
 
-from unlearn_mlx.language_model.blas import flush_subnormals, keep_freed_memory, load_fast_blas
+from unlearn_mlx.compute.cpu_blas import flush_subnormals, keep_freed_memory, load_fast_blas
 
 __version__ = "0.1.0"
 

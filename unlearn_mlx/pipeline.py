@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlearn_mlx.errors import Cancelled, UserError
-from unlearn_mlx.runs import AFTER, STAGES, Run, Work, open_run
+from unlearn_mlx.runs.run import AFTER, STAGES, Run, Work, open_run
 
 if TYPE_CHECKING:
-    from unlearn_mlx.language_model.chat_model import ChatModel
+    from unlearn_mlx.inference.chat_model import ChatModel
 
 
 def run_stages(
@@ -35,8 +35,8 @@ def run_stages(
         todo = [stage for stage in stages if not run.stage_is_done(stage)]
         if not todo:
             return
-        from unlearn_mlx.language_model.helpers import with_helpers
-        from unlearn_mlx.language_model.models import load_model, resolve_model
+        from unlearn_mlx.compute.workers import with_helpers
+        from unlearn_mlx.models.registry import load_model, resolve_model
 
         source = resolve_model(run.model_name)
         if source.weights_sha256 != run.manifest["model"]["sha256"]:
@@ -56,7 +56,7 @@ def run_stages(
 
 def _work_off(stage: str, model: "ChatModel", work: Work) -> None:
     from unlearn_mlx.evaluation.audit import audit
-    from unlearn_mlx.evaluation.report import write_report
+    from unlearn_mlx.reporting.report import write_report
     from unlearn_mlx.evaluation.stage import evaluate, prepare_probes
     from unlearn_mlx.sft.trainer import train
     from unlearn_mlx.synthetic_data.proposal import propose_topic

@@ -18,8 +18,8 @@ from demo.model import (
 )
 from demo.text import answer_html, label, text_html
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.evaluation.results import SCOPES
-from unlearn_mlx.language_model.engine import Engine, Mode
+from unlearn_mlx.evaluation.schema import SCOPES
+from unlearn_mlx.inference.engine import Engine, Mode
 
 COLUMNS: dict[str, tuple[Mode, ...]] = {
     "Both": ("base", "adapter"),

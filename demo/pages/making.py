@@ -8,7 +8,7 @@ import streamlit as st
 from demo.choices import Choice, chosen
 from demo.text import answer_html, label, text_html
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.files import read_rows
+from unlearn_mlx.runs.files import read_rows
 
 SHOWN = 5
 Rows = list[dict[str, Any]]

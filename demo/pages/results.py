@@ -8,10 +8,10 @@ import streamlit as st
 from demo.choices import Choice, chosen
 from demo.text import label, pieces_html, shade, show_chart, table_html
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.evaluation.charts import THEMES, audit_chart, change_chart, character_chart, training_charts
-from unlearn_mlx.evaluation.report import table_rows, verdict_words
-from unlearn_mlx.evaluation.results import SCOPES, verdict_sentences
-from unlearn_mlx.evaluation.transcripts import Answer, Cell, HeatMap, Transcript, heat_map, printable
+from unlearn_mlx.reporting.charts import THEMES, audit_chart, change_chart, character_chart, training_charts
+from unlearn_mlx.reporting.report import table_rows, verdict_words
+from unlearn_mlx.evaluation.schema import SCOPES, verdict_sentences
+from unlearn_mlx.reporting.transcripts import Answer, Cell, HeatMap, Transcript, heat_map, printable
 
 CELL = "cell"  # the name of the heat-map's selection
 CELL_WIDTH, CELL_HEIGHT = 62, 30  # pixels

@@ -8,12 +8,12 @@ import streamlit as st
 from demo.choices import KEY, all_choices, key_of, runs_here
 from demo.runs import children, free_path, is_done, is_working, options_of
 from demo.text import label, show_chart, text_html
-from unlearn_mlx.cli_view import STAGE_NAMES
+from unlearn_mlx.cli.rendering import STAGE_NAMES
 from unlearn_mlx.config import PRESETS
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.evaluation.charts import training_charts
-from unlearn_mlx.language_model.models import NAMED_MODELS
-from unlearn_mlx.runs import RUNS, STAGES, Run, open_run
+from unlearn_mlx.reporting.charts import training_charts
+from unlearn_mlx.models.registry import NAMED_MODELS
+from unlearn_mlx.runs.run import RUNS, STAGES, Run, open_run
 from unlearn_mlx.topics import LONGEST_NAME
 
 WATCHED = "run"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.evaluation.results import kept
+from unlearn_mlx.evaluation.schema import kept
 
 # What can be gated: name, figure of the adapter or scope of which to count what is kept, and meaning.
 GATED = {

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.files import write_json
-from unlearn_mlx.language_model.adapters import load_adapter
-from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.runs import Run
+from unlearn_mlx.runs.files import write_json
+from unlearn_mlx.inference.adapters import load_adapter
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.runs.run import Run
 
 BATCH_ROWS = 8
 

@@ -15,7 +15,7 @@ import snowballstemmer
 
 from unlearn_mlx.evaluation.membership import read_passages
 from unlearn_mlx.evaluation.probes import Probe, probe_files, read_probes
-from unlearn_mlx.synthetic_data.text import STOP_WORDS, distinct_bigrams, is_repetitive, words
+from unlearn_mlx.text.words import STOP_WORDS, distinct_bigrams, is_repetitive, words
 from unlearn_mlx.topics import Topic, fold, load_topic, shipped_topics
 
 LABELS = ("leak", "fictional", "ignorance", "refusal", "broken")

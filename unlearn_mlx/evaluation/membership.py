@@ -13,11 +13,11 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from unlearn_mlx.files import read_rows
-from unlearn_mlx.language_model.adapters import LoraLayers, lora_layers, with_lora_layers
-from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.language_model.exponential import exponential, log_sum_exp
-from unlearn_mlx.language_model.helpers import dealt_out
+from unlearn_mlx.runs.files import read_rows
+from unlearn_mlx.inference.adapters import LoraLayers, lora_layers, with_lora_layers
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.compute.cpu_math import exponential, log_sum_exp
+from unlearn_mlx.compute.workers import dealt_out
 from unlearn_mlx.topics import DATA, Topic
 
 ATTACKS = ("loss", "zlib", "min-k", "min-k++")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unlearn_mlx.files import read_rows
+from unlearn_mlx.runs.files import read_rows
 from unlearn_mlx.topics import DATA, Topic
 
 QUESTION_ANSWER, FILL_IN, MULTIPLE_CHOICE = "question-answer", "fill-in-the-blank", "multiple choice"

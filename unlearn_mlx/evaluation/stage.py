@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.evaluation.figures import figure_values, means
+from unlearn_mlx.evaluation.metrics import figure_values, means
 from unlearn_mlx.evaluation.forms import forms_file, read_forms
 from unlearn_mlx.evaluation.intervals import compare
 from unlearn_mlx.evaluation.labels import knowledge_of, label_answers
 from unlearn_mlx.evaluation.membership import read_passages
-from unlearn_mlx.evaluation.neutral import compare_neutral
-from unlearn_mlx.evaluation.own_probes import make_probes
+from unlearn_mlx.evaluation.side_effects import compare_neutral
+from unlearn_mlx.evaluation.generated_probes import make_probes
 from unlearn_mlx.evaluation.probes import (
     Probe,
     even_share,
@@ -25,12 +25,12 @@ from unlearn_mlx.evaluation.probes import (
 )
 from unlearn_mlx.evaluation.scoring import ANSWER_TOKENS, BLOCK, score_probes
 from unlearn_mlx.evaluation.verdict import verdict
-from unlearn_mlx.files import read_json, read_rows, sha256_of, write_json, write_rows
-from unlearn_mlx.language_model.adapters import WEIGHTS, load_adapter
-from unlearn_mlx.language_model.blas import cache_folder
-from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.runs import Run, Work
-from unlearn_mlx.synthetic_data.nearness import NEAR_DUPLICATE, Nearness
+from unlearn_mlx.runs.files import read_json, read_rows, sha256_of, write_json, write_rows
+from unlearn_mlx.inference.adapters import WEIGHTS, load_adapter
+from unlearn_mlx.compute.cpu_blas import cache_folder
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.runs.run import Run, Work
+from unlearn_mlx.text.similarity import NEAR_DUPLICATE, Nearness
 
 Results = dict[str, dict[str, Any]]
 

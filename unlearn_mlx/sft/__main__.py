@@ -5,6 +5,6 @@ An entry point, thus a face: the same as ``unlearn train RUN``.
 
 import sys
 
-from unlearn_mlx.cli import main
+from unlearn_mlx.cli.main import main
 
 sys.exit(main(["train", *sys.argv[1:]]))

@@ -7,8 +7,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.language_model.generation import random_source
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.inference.generation import random_source
 
 WIDTH_STEP = 4  # tokens; rows are padded to a multiple, so that shapes come again
 TARGET_STEP = 16  # likewise for the number of targets of a batch

@@ -11,9 +11,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from unlearn_mlx.language_model.chat_model import vocabulary_logits
-from unlearn_mlx.language_model.exponential import exponential
-from unlearn_mlx.language_model.prefixes import shared_prefix_caches
+from unlearn_mlx.inference.chat_model import vocabulary_logits
+from unlearn_mlx.compute.cpu_math import exponential
+from unlearn_mlx.inference.shared_prefix import shared_prefix_caches
 from unlearn_mlx.sft.batches import Batch
 
 LEAST = 1e-6  # of the probability outside the base's top tokens, against log(0)

@@ -14,14 +14,14 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from unlearn_mlx.errors import Cancelled, UserError
-from unlearn_mlx.files import read_json, read_rows, write_json
-from unlearn_mlx.language_model.adapters import Adapter, LoraShape, save_arrays
-from unlearn_mlx.language_model.chat_model import ChatModel, vocabulary_logits
-from unlearn_mlx.language_model.exponential import log_sum_exp
-from unlearn_mlx.language_model.helpers import dealt_out
-from unlearn_mlx.language_model.prefixes import common_prefix
-from unlearn_mlx.runs import Work
-from unlearn_mlx.sft import shares
+from unlearn_mlx.runs.files import read_json, read_rows, write_json
+from unlearn_mlx.inference.adapters import Adapter, LoraShape, save_arrays
+from unlearn_mlx.inference.chat_model import ChatModel, vocabulary_logits
+from unlearn_mlx.compute.cpu_math import log_sum_exp
+from unlearn_mlx.compute.workers import dealt_out
+from unlearn_mlx.inference.shared_prefix import common_prefix
+from unlearn_mlx.runs.run import Work
+from unlearn_mlx.sft import parallel
 from unlearn_mlx.sft.batches import TOP, BaseTop, Row, avoid_row, batch_order, make_batch, make_row
 from unlearn_mlx.sft.loss import CHUNK, Weights, target_hidden
 from unlearn_mlx.sft.validation import Validation
@@ -72,11 +72,11 @@ def train(model: ChatModel, work: Work) -> None:
     weights = Weights(settings.kl_weight, settings.avoid_weight)
     adapter = Adapter(model.model, shape)
     try:
-        training = shares.Training(model, adapter, rows, tops, prefix, weights)
-        shares.begin(training)
+        training = parallel.Training(model, adapter, rows, tops, prefix, weights)
+        parallel.begin(training)
         _Course(training, work, validation).finish()
     finally:
-        shares.end(model)
+        parallel.end(model)
         adapter.detach()
 
 
@@ -130,7 +130,7 @@ def _tops_of(model: ChatModel, rows: Sequence[Row], prefix: Sequence[int]) -> li
 class _Course:
     """The state of a training: weights, optimizer, step, and what validation has seen."""
 
-    def __init__(self, training: shares.Training, work: Work, validation: Validation) -> None:
+    def __init__(self, training: parallel.Training, work: Work, validation: Validation) -> None:
         settings = work.settings
         self.training, self.work, self.validation = training, work, validation
         self.model, self.adapter, self.rows = training.model, training.adapter, training.rows
@@ -159,7 +159,7 @@ class _Course:
                 self._save()
                 raise Cancelled("training")
             chosen = self.plan.batches[self.step]
-            parts, gradients = shares.step_gradients(self.training, chosen)
+            parts, gradients = parallel.step_gradients(self.training, chosen)
             gradients, _ = optimizers.clip_grad_norm(gradients, 1.0)
             self.optimizer.update(model, gradients)
             mx.async_eval(model.trainable_parameters(), self.optimizer.state, parts)

@@ -7,8 +7,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.language_model.generation import Request, generate
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.inference.generation import Request, generate
 from unlearn_mlx.sft.batches import BaseTop, Row, make_batch
 from unlearn_mlx.sft.loss import Weights, loss_parts
 from unlearn_mlx.synthetic_data.leaks import shows_knowledge

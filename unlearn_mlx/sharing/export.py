@@ -13,13 +13,13 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import save_config, save_model
 
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.files import disk_error, write_atomically, write_json
-from unlearn_mlx.language_model.adapters import CONFIGURATION, WEIGHTS, load_adapter
-from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.language_model.device import current_device
-from unlearn_mlx.language_model.fusing import fused_model
-from unlearn_mlx.language_model.models import ModelSource, load_model, resolve_model
-from unlearn_mlx.runs import Run
+from unlearn_mlx.runs.files import disk_error, write_atomically, write_json
+from unlearn_mlx.inference.adapters import CONFIGURATION, WEIGHTS, load_adapter
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.compute.device import current_device
+from unlearn_mlx.inference.fusing import fused_model
+from unlearn_mlx.models.registry import ModelSource, load_model, resolve_model
+from unlearn_mlx.runs.run import Run
 from unlearn_mlx.sharing.measure import Leak, measure_leak
 from unlearn_mlx.sharing.model_card import model_card
 from unlearn_mlx.sharing.rotation import heads_of, neox_rows
@@ -116,7 +116,7 @@ def _write_hf(folder: Path, run: Run, source: ModelSource, bits: int | None) -> 
 
 
 def _write_gguf(folder: Path, run: Run, source: ModelSource, bits: int | None) -> None:
-    from unlearn_mlx.sharing.gguf_file import write_gguf
+    from unlearn_mlx.sharing.gguf import write_gguf
 
     model, tokenizer, config = fused_model(source, run.file("adapter"), None)
     name = f"{source.name} without {run.topic.name}"
@@ -140,7 +140,7 @@ def _loaded_again(folder: Path, form: str, run: Run, source: ModelSource) -> Cha
         model = load_model(source)
         load_adapter(model.model, folder)
         return model
-    from unlearn_mlx.sharing.gguf_file import read_gguf_weights
+    from unlearn_mlx.sharing.gguf import read_gguf_weights
 
     shell, tokenizer, config = fused_model(source, run.file("adapter"), None)
     weights = read_gguf_weights(folder / "model.gguf", config)

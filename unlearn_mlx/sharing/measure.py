@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from unlearn_mlx.evaluation.results import read_evaluation
+from unlearn_mlx.evaluation.schema import read_evaluation
 from unlearn_mlx.evaluation.scoring import score_probes
 from unlearn_mlx.evaluation.stage import asked_probes
-from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.runs import Run
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.runs.run import Run
 
 TOLERANCE = 0.05  # how much the leak rate may rise before it is said: sampling alone moves it a little
 

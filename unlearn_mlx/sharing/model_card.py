@@ -6,11 +6,11 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from unlearn_mlx.evaluation.report import making_command
-from unlearn_mlx.evaluation.results import FIGURES, read_evaluation, with_interval
-from unlearn_mlx.evaluation.transcripts import printable
-from unlearn_mlx.language_model.models import NamedModel, named_model
-from unlearn_mlx.runs import Run
+from unlearn_mlx.reporting.report import making_command
+from unlearn_mlx.evaluation.schema import FIGURES, read_evaluation, with_interval
+from unlearn_mlx.reporting.transcripts import printable
+from unlearn_mlx.models.registry import NamedModel, named_model
+from unlearn_mlx.runs.run import Run
 from unlearn_mlx.sharing.measure import Leak
 
 KINDS = {

@@ -12,11 +12,11 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.files import read_json, read_rows, write_json
-from unlearn_mlx.language_model.adapters import CONFIGURATION, WEIGHTS
-from unlearn_mlx.language_model.hub_errors import hub_reason, hub_words, is_hub_error
-from unlearn_mlx.language_model.models import HUB_ID
-from unlearn_mlx.runs import Run
+from unlearn_mlx.runs.files import read_json, read_rows, write_json
+from unlearn_mlx.inference.adapters import CONFIGURATION, WEIGHTS
+from unlearn_mlx.models.hub_errors import hub_reason, hub_words, is_hub_error
+from unlearn_mlx.models.registry import HUB_ID
+from unlearn_mlx.runs.run import Run
 from unlearn_mlx.sharing.model_card import model_card, public_name
 
 RECORD = "push.json"  # which repositories this run made, so that an interrupted push goes on

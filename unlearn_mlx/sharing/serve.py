@@ -22,9 +22,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.server import APIHandler, LRUPromptCache, ModelProvider, ResponseGenerator
 
 from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.language_model.adapters import load_adapter
-from unlearn_mlx.language_model.models import ModelSource, load_model
-from unlearn_mlx.runs import Run
+from unlearn_mlx.inference.adapters import load_adapter
+from unlearn_mlx.models.registry import ModelSource, load_model
+from unlearn_mlx.runs.run import Run
 from unlearn_mlx.sharing.stopping import until_stop
 
 HOST = "127.0.0.1"

@@ -5,6 +5,6 @@ An entry point, thus a face: the same as ``unlearn questions`` followed by ``unl
 
 import sys
 
-from unlearn_mlx.cli import make_data
+from unlearn_mlx.cli.main import make_data
 
 sys.exit(make_data(sys.argv[1:]))

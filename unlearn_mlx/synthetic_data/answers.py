@@ -4,14 +4,14 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.language_model.generation import Request
-from unlearn_mlx.runs import Work
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.inference.generation import Request
+from unlearn_mlx.runs.run import Work
 from unlearn_mlx.synthetic_data.guardrail import VARIANTS, guarded_messages, slant_for
 from unlearn_mlx.synthetic_data.journal import Journal
 from unlearn_mlx.synthetic_data.leaks import LeakFilter
 from unlearn_mlx.synthetic_data.questions import Question
-from unlearn_mlx.synthetic_data.text import whole_sentences
+from unlearn_mlx.text.words import whole_sentences
 from unlearn_mlx.topics import Topic
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.files import append_rows, read_rows, write_rows
+from unlearn_mlx.runs.files import append_rows, read_rows, write_rows
 
 FILE = "edits.jsonl"
 BY_HAND = "by hand"  # kind of a question that the user wrote

@@ -10,9 +10,9 @@ comes back until it is a new canon.
 import tomllib
 from dataclasses import dataclass
 
-from unlearn_mlx.language_model.chat_model import Message
-from unlearn_mlx.language_model.generation import random_source
-from unlearn_mlx.synthetic_data.text import proper_names
+from unlearn_mlx.inference.chat_model import Message
+from unlearn_mlx.inference.generation import random_source
+from unlearn_mlx.text.words import proper_names
 from unlearn_mlx.topics import DATA
 
 SLANTS: dict[str, list[str]] = tomllib.loads((DATA / "slants.toml").read_text(encoding="utf-8"))

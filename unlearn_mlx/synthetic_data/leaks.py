@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from unlearn_mlx.synthetic_data.guardrail import EXAMPLE_NAMES
-from unlearn_mlx.synthetic_data.text import content_words, is_plain, is_repetitive, proper_names, words
+from unlearn_mlx.text.words import content_words, is_plain, is_repetitive, proper_names, words
 from unlearn_mlx.topics import Topic, fold
 
 _REFUSAL = re.compile(

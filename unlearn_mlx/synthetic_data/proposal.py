@@ -4,10 +4,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.language_model.generation import Completion, Request, generate
-from unlearn_mlx.runs import Work
-from unlearn_mlx.synthetic_data.text import content_words, is_plain, words
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.inference.generation import Completion, Request, generate
+from unlearn_mlx.runs.run import Work
+from unlearn_mlx.text.words import content_words, is_plain, words
 from unlearn_mlx.topics import Topic, fold
 
 _ASKED = {

@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from unlearn_mlx.language_model.chat_model import ChatModel, Message
-from unlearn_mlx.language_model.generation import Request, random_source
-from unlearn_mlx.runs import Work
+from unlearn_mlx.inference.chat_model import ChatModel, Message
+from unlearn_mlx.inference.generation import Request, random_source
+from unlearn_mlx.runs.run import Work
 from unlearn_mlx.synthetic_data.journal import Journal
 from unlearn_mlx.synthetic_data.kinds import QUESTION_KINDS, QuestionKind
-from unlearn_mlx.synthetic_data.nearness import Nearness
-from unlearn_mlx.synthetic_data.text import is_plain, is_repetitive, words
+from unlearn_mlx.text.similarity import Nearness
+from unlearn_mlx.text.words import is_plain, is_repetitive, words
 from unlearn_mlx.topics import Topic, fold
 
 LONGEST_QUESTION = 30  # words

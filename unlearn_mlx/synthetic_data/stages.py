@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.files import read_rows, write_json, write_rows
-from unlearn_mlx.language_model.chat_model import ChatModel
-from unlearn_mlx.runs import Work
+from unlearn_mlx.runs.files import read_rows, write_json, write_rows
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.runs.run import Work
 from unlearn_mlx.synthetic_data.answers import Answer, base_answers, guarded_answers
 from unlearn_mlx.synthetic_data.dataset import write_dataset
 from unlearn_mlx.synthetic_data.edits import apply_edits, hand_questions, pairs_of, read_edits

@@ -1,0 +1,1 @@
+"""Makes what is shipped: adapters, labels, pictures, the verdict's examples."""

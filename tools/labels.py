@@ -1,0 +1,58 @@
+"""How well answers are labelled: ``python tools/labels.py``.
+
+Prints recall and precision of the label "leak", and how many of each kind are found, on the
+hand-checked answers in data/labels/answers.jsonl. Exits 1 where either is under 0.95.
+"""
+
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+from unlearn_mlx.evaluation.labels import LABELS, knowledge_of, label
+from unlearn_mlx.evaluation.probes import probe_files, read_probes
+from unlearn_mlx.runs.files import read_rows
+from unlearn_mlx.topics import DATA, load_topic, shipped_topics
+
+ANSWERS = DATA / "labels" / "answers.jsonl"
+LEAST = 0.95
+
+
+def labelled(path: Path = ANSWERS) -> list[dict[str, Any]]:
+    """The rows of the set, each with the label that it is given as "given"."""
+    rows = read_rows(path, ("topic", "question", "answer", "base_answer", "label"))
+    for slug in {row["topic"] for row in rows}:
+        topic = load_topic(shipped_topics()[slug])
+        probes = [probe for file in probe_files(topic) for probe in read_probes(file)]
+        knowledge = knowledge_of(topic, probes, {})
+        for row in rows:
+            if row["topic"] == slug:
+                row["given"] = label(knowledge, row["question"], row["answer"], row["base_answer"])
+    return rows
+
+
+def leak_figures(rows: list[dict[str, Any]]) -> tuple[float, float]:
+    """Recall and precision of the label "leak"."""
+    found = sum(row["label"] == row["given"] == "leak" for row in rows)
+    recall = found / sum(row["label"] == "leak" for row in rows)
+    return recall, found / max(1, sum(row["given"] == "leak" for row in rows))
+
+
+def main() -> int:
+    rows = labelled()
+    confusion: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        confusion[(row.get("how") and f"leak by {row['how']}") or row["label"]][row["given"]] += 1
+    print(f"{'':22s}" + "".join(f"{name:>11s}" for name in LABELS))
+    for kind, counts in sorted(confusion.items()):
+        print(f"{kind:22s}" + "".join(f"{counts[name]:11d}" for name in LABELS))
+    for row in rows:
+        if row["label"] != row["given"] and "-v" in sys.argv:
+            print(f"{row['label']} taken for {row['given']}: {row['question']} {row['answer']}")
+    recall, precision = leak_figures(rows)
+    print(f"{len(rows)} answers: leak recall {recall:.3f}, precision {precision:.3f}")
+    return 0 if min(recall, precision) >= LEAST else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

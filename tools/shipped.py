@@ -1,0 +1,150 @@
+"""Make what the project ships: ``python tools/shipped.py [TOPIC ...] [-- options of unlearn run]``.
+
+Each topic is made by ``unlearn run`` into runs/shipped/<topic>; its rows go to data/synthetic/, its
+adapter with a card to adapters/, and the table of all shipped topics into the README.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from unlearn_mlx.evaluation.schema import FIGURES, written
+from unlearn_mlx.runs.files import read_rows, write_rows
+from unlearn_mlx.topics import load_topic, shipped_topics
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = "smollm2"
+ROW_FILES = ("topic.toml", "questions.jsonl", "retain_questions.jsonl", "base_answers.jsonl", "answers.jsonl")
+TABLE_START, TABLE_END = "<!-- table: tools/shipped.py -->", "<!-- end of table -->"
+IN_TABLE = (
+    "topic/open leak",
+    "topic/adversarial leak",
+    "topic/choice",
+    "neighbour/choice",
+    "neighbour/open known",
+    "general/choice",
+    "general/open known",
+    "topic/distinct bigrams",
+)
+NAMES = {key: name for key, name, _ in FIGURES}
+
+
+def make(slug: str, options: list[str]) -> None:
+    """Run a topic, audit its adapter, and publish both."""
+    topic = load_topic(shipped_topics()[slug])
+    run = ROOT / "runs" / "shipped" / slug
+    command = [
+        sys.executable,
+        "-m",
+        "unlearn_mlx.cli.main",
+        "run",
+        topic.name,
+        "--model",
+        MODEL,
+        "--out",
+        str(run),
+    ]
+    subprocess.run([*command, *options], check=True)
+    subprocess.run([*command[:3], "audit", str(run)], check=True)
+    publish(slug, run, options)
+
+
+def publish(slug: str, run: Path, options: list[str]) -> None:
+    """Put what came of a run in its places."""
+    topic = load_topic(shipped_topics()[slug])
+    rows = ROOT / "data" / "synthetic" / MODEL / slug
+    shutil.rmtree(rows, ignore_errors=True)
+    rows.mkdir(parents=True)
+    for name in ROW_FILES:
+        shutil.copy(run / name, rows)
+    shutil.copytree(run / "dataset", rows / "dataset")
+    adapter = ROOT / "adapters" / MODEL / slug
+    shutil.rmtree(adapter, ignore_errors=True)
+    shutil.copytree(run / "adapter", adapter)
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    # What the demo and the terminal app show of a run: every answer, the curves, what the audit found.
+    (adapter / "evaluation.json").write_text(
+        json.dumps(evaluation, ensure_ascii=False, separators=(",", ":"))
+    )
+    audited = ""
+    if (run / "audit.json").exists():
+        shutil.copy(run / "audit.json", adapter)
+        audited = json.loads((run / "audit.json").read_text())["text"]
+    write_rows(
+        adapter / "events.jsonl",
+        [event for event in read_rows(run / "events.jsonl") if event["stage"] == "train"],
+    )
+    manifest = json.loads((run / "manifest.json").read_text())
+    figures = {
+        "model": manifest["model"],
+        "settings": manifest["settings"],
+        "versions": manifest["versions"],
+        "command": " ".join(["unlearn", "run", f'"{topic.name}"', "--model", MODEL, *options]),
+        "base": evaluation["base"],
+        "adapter": evaluation["adapter"],
+        "nearest_training_question": evaluation["nearest_training_question"],
+    }
+    (adapter / "figures.json").write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    (adapter / "README.md").write_text(card(topic.name, figures, audited))
+
+
+def card(name: str, figures: dict[str, Any], audited: str) -> str:
+    """An adapter's card."""
+    rows = "\n".join(
+        f"| {NAMES[key]} | {written(key, figures['base'][key])} | {written(key, figures['adapter'][key])} |"
+        for key in IN_TABLE
+        if key in figures["base"]
+    )
+    return f"""# {name}, forgotten by SmolLM2-135M-Instruct
+
+A LoRA adapter in mlx-lm's format (Apache-2.0, as its base model). With it the model answers questions
+about {name} with made-up fiction; it suppresses the knowledge and is no proof that it is erased.
+Made by `{figures["command"]}`.
+
+| measure (on probes that training never saw) | base | adapter |
+|---|---|---|
+{rows}
+
+Audit: {audited or "not made yet."}
+"""
+
+
+def write_table() -> None:
+    """Put the shipped topics' figures into the README."""
+    lines = [
+        "| measure, base → adapter | " + " | ".join(_names().values()) + " |",
+        "|---" * (len(_names()) + 1) + "|",
+    ]
+    for key in IN_TABLE:
+        cells = []
+        for slug in _names():
+            figures = json.loads((ROOT / "adapters" / MODEL / slug / "figures.json").read_text())
+            before, after = figures["base"][key], figures["adapter"][key]
+            cells.append(f"{written(key, before)} → {written(key, after)}")
+        lines.append(f"| {NAMES[key]} | " + " | ".join(cells) + " |")
+    readme = (ROOT / "README.md").read_text()
+    before, _, rest = readme.partition(TABLE_START)
+    after = rest.partition(TABLE_END)[2]
+    (ROOT / "README.md").write_text(
+        f"{before}{TABLE_START}\n\n" + "\n".join(lines) + f"\n\n{TABLE_END}{after}"
+    )
+
+
+def _names() -> dict[str, str]:
+    return {
+        slug: load_topic(path).name
+        for slug, path in shipped_topics().items()
+        if (ROOT / "adapters" / MODEL / slug / "figures.json").exists()
+    }
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    options = given[given.index("--") + 1 :] if "--" in given else []
+    topics = given[: given.index("--")] if "--" in given else given
+    for slug in topics or shipped_topics():
+        make(slug, options)
+    write_table()

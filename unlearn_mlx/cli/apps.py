@@ -1,0 +1,58 @@
+"""Commands that start another program: the terminal app, the demo, the benchmarks."""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from unlearn_mlx.errors import EnvironmentCannot
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "demo_app.py"
+
+
+def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add them to the command line."""
+    tui = add("tui", _tui, "the terminal app: runs under control, and live chat")
+    tui.add_argument("run", metavar="RUN", nargs="?", help="open this run: its directory, topic or slug")
+    demo = add("demo", _demo, "see a model forget, in the browser")
+    demo.add_argument("--port", type=int, default=8501, help="on this machine alone (default: %(default)s)")
+    demo.add_argument("--no-browser", action="store_true", help="print the address and open no browser")
+    bench = add("bench", _bench, "measure speed on this machine, beside other tools")
+    bench.add_argument("names", metavar="NAME", nargs="*", help="some of the benchmarks (default: all)")
+    bench.add_argument("--repeats", type=int, default=5, help="of each way; the median counts (5)")
+    bench.add_argument("--share", type=Path, metavar="FILE", help="write the result to a file as well")
+
+
+def _tui(given: argparse.Namespace) -> int:
+    from unlearn_mlx.runs.run import find_run
+
+    run = find_run(given.run).path if given.run else None
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise EnvironmentCannot("the terminal app needs a terminal: use 'unlearn run' and 'unlearn chat'")
+    from tui.app import UnlearnApp
+
+    app = UnlearnApp(run)
+    app.run()
+    return app.return_code or 0
+
+
+def _demo(given: argparse.Namespace) -> int:
+    if not DEMO.exists():
+        raise EnvironmentCannot(f"{DEMO} is missing: run the demo from a clone of the project")
+    command = [sys.executable, "-m", "streamlit", "run", str(DEMO), "--server.port", str(given.port)]
+    if given.no_browser:
+        command += ["--server.headless", "true"]
+    # In this process's place, so that Ctrl-C and a kill reach the server itself.
+    os.execv(sys.executable, command)
+
+
+def _bench(given: argparse.Namespace) -> int:
+    if not (ROOT / "benchmarks").is_dir():
+        raise EnvironmentCannot("the benchmarks are missing: run them from a clone of the project")
+    command = [sys.executable, "-m", "benchmarks", *given.names, "--repeats", str(given.repeats)]
+    if given.share:
+        command += ["--share", str(given.share.resolve())]
+    return subprocess.call(command, cwd=ROOT)

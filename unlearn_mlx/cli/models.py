@@ -1,0 +1,212 @@
+"""Commands that bring models in and take results out."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+
+
+def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add them to the command line."""
+    models = add("models", _models, "list the models that have a name here; pull, verify or remove one")
+    models.add_argument("what", nargs="?", choices=["list", "pull", "verify", "remove"], default="list")
+    models.add_argument(
+        "name", nargs="?", metavar="MODEL", help="a name from the list, or a hub id OWNER/NAME"
+    )
+    models.add_argument("--json", action="store_true", help="print the list as JSON")
+
+    export = add("export", _export, "write a run's result for mlx-lm, transformers or llama.cpp")
+    export.add_argument("run", metavar="RUN")
+    export.add_argument("--format", choices=["adapter", "mlx", "hf", "gguf"], default="adapter")
+    export.add_argument(
+        "--bits",
+        type=int,
+        choices=[4, 8, 16],
+        help="for mlx and gguf (default 8; 4 can bring knowledge back)",
+    )
+    export.add_argument("--out", type=Path, metavar="DIR", help="where to (default: RUN/export/...)")
+
+    push = add("push", _push, "publish a run's adapter, data and evaluation on the hub, privately")
+    push.add_argument("run", metavar="RUN")
+    push.add_argument("repository", metavar="OWNER/NAME")
+    push.add_argument("--public", action="store_true", help="let everybody see a new repository")
+    push.add_argument("--update", action="store_true", help="add to a repository that is there already")
+    push.add_argument("--dry-run", action="store_true", help="show all files and end")
+
+    serve = add("serve", _serve, "answer OpenAI clients on this machine: base and adapter by name")
+    serve.add_argument("run", metavar="RUN")
+    serve.add_argument("--port", type=int, default=8080, help="0 takes any free one (default 8080)")
+
+    bring = add("import", _import, "make a run of an adapter from mlx-lm or PEFT")
+    bring.add_argument("where", metavar="DIR|HUB_ID")
+    bring.add_argument("--topic", required=True, help="what the adapter is meant to forget")
+    bring.add_argument("--model", help="the base model (default: the one that the adapter names)")
+    bring.add_argument("--out", type=Path, metavar="DIR", help="the run's directory (default: runs/<topic>)")
+
+
+def _models(given: argparse.Namespace) -> int:
+    from unlearn_mlx.errors import UserError
+
+    if given.what == "list":
+        return _list_models(given.json)
+    if given.name is None:
+        raise UserError(f"which model? 'unlearn models {given.what} NAME'; 'unlearn models' lists them")
+    return {"pull": _pull, "verify": _verify, "remove": _remove}[given.what](given.name)
+
+
+def _list_models(as_json: bool) -> int:
+    from unlearn_mlx.models.hub import GIGABYTE, cached_folder, lack, size_of
+    from unlearn_mlx.models.registry import NAMED_MODELS, default_model
+    from unlearn_mlx.runs.run import as_json as to_json
+
+    chosen, reason = default_model()
+    rows = []
+    for model in NAMED_MODELS.values():
+        folder = cached_folder(model.repository, model.revision) if model.repository else None
+        if model.repository is None:
+            state = "embedded"
+        elif folder is None:
+            state = f"{model.download_bytes / GIGABYTE:.1f} GB to fetch"
+        elif missing := lack(folder):
+            state = f"half fetched: {missing}"
+        else:
+            state = f"fetched, {size_of(folder) / GIGABYTE:.1f} GB"
+        rows.append({**vars(model), "state": state, "default": model.name == chosen})
+    if as_json:
+        print(to_json(rows))
+        return 0
+    for row in rows:
+        mark = f"  <- default here: {reason}" if row["default"] else ""
+        where = f"{row['repository']}@{row['revision'][:7]}" if row["repository"] else row["origin"]
+        print(
+            f"{row['name']:13s} {where:52s} {row['memory_bytes'] / GIGABYTE:3.0f} GB memory  "
+            f"{row['licence']:20s} {row['state']}{mark}"
+        )
+    return 0
+
+
+def _pull(name: str) -> int:
+    from unlearn_mlx.models.registry import named_model, resolve_model
+
+    if (model := named_model(name)) and model.is_llama:
+        _say(f"{model.name} is under Meta's {model.licence} licence, which you accept by fetching it.")
+    source = resolve_model(name)
+    print(source.folder)
+    _say(f'Revision {source.revision}. Next: unlearn run "Harry Potter" --model {name}')
+    return 0
+
+
+def _verify(name: str) -> int:
+    from unlearn_mlx.errors import EnvironmentCannot, UserError
+    from unlearn_mlx.models.hub import damaged_files, lack
+
+    if name == "smollm2":
+        from unlearn_mlx.models.registry import resolve_model
+
+        resolve_model(name)  # compares every hash, and converts again what is damaged
+        print("smollm2: whole")
+        return 0
+    folder = _cached(name)
+    if folder is None:
+        raise UserError(f"{name} is not fetched yet: 'unlearn models pull {name}'")
+    wrong = lack(folder) or ", ".join(damaged_files(folder))
+    if wrong:
+        raise EnvironmentCannot(
+            f"{name} is damaged ({wrong}): 'unlearn models remove {name}', then pull it again"
+        )
+    print(f"{name}: whole, revision {folder.name}")
+    return 0
+
+
+def _remove(name: str) -> int:
+    from unlearn_mlx.errors import UserError
+    from unlearn_mlx.models.hub import GIGABYTE, remove_cached
+    from unlearn_mlx.models.registry import named_model
+
+    model = named_model(name)
+    if model is not None and model.repository is None:
+        raise UserError("smollm2 comes with the program: there is nothing to remove")
+    freed = remove_cached(model.repository or name if model else name)
+    print(f"{name}: removed, {freed / GIGABYTE:.1f} GB freed")
+    return 0
+
+
+def _cached(name: str) -> Path | None:
+    from unlearn_mlx.models.hub import cached_folder
+    from unlearn_mlx.models.registry import named_model
+
+    model = named_model(name)
+    return cached_folder(model.repository or name, model.revision) if model else cached_folder(name, None)
+
+
+def _export(given: argparse.Namespace) -> int:
+    from unlearn_mlx.runs.run import find_run
+    from unlearn_mlx.sharing.export import export
+
+    run = find_run(given.run)
+    takes_bits = given.format in ("mlx", "gguf")
+    bits = (given.bits or 8) if takes_bits else given.bits
+    _say(f"Writing {given.format}, loading it again and asking it the run's questions ...")
+    with redirect_stdout(sys.stderr):  # mlx-lm tells of its work there
+        folder, leak = export(run, given.format, None if bits == 16 else bits, given.out)
+    print(folder)
+    if leak is None:
+        _say(f"Its leak was not measured: run 'unlearn evaluate {run.path}' first, then export again.")
+        return 0
+    _say(f"{'Warning: ' if leak.is_back else ''}{leak.words()}")
+    return 0
+
+
+def _push(given: argparse.Namespace) -> int:
+    from unlearn_mlx.runs.run import find_run
+    from unlearn_mlx.sharing.push import files_to_push, push
+
+    run = find_run(given.run)
+    if given.dry_run:
+        for name, content in files_to_push(run, given.repository).items():
+            size = content.stat().st_size if isinstance(content, Path) else len(content)
+            print(f"{size:12,d}  {name}")
+        _say(f"{'Public' if given.public else 'Private'} repository {given.repository}; nothing was sent.")
+        return 0
+    print(push(run, given.repository, given.public, given.update))
+    return 0
+
+
+def _serve(given: argparse.Namespace) -> int:
+    from unlearn_mlx.errors import UserError
+    from unlearn_mlx.models.registry import resolve_model
+    from unlearn_mlx.runs.run import find_run
+    from unlearn_mlx.sharing.serve import Server, model_names
+
+    run = find_run(given.run)
+    if not run.has_adapter:
+        raise UserError(f"{run.path} has no adapter yet: run 'unlearn train {run.path}' first")
+    if not 0 <= given.port < 65536:
+        raise UserError(f"--port {given.port}: a port is between 0 and 65535")
+    _say(f"Loading {run.model_name} ...")
+    server = Server(resolve_model(run.model_name), run.file("adapter"), model_names(run), given.port)
+    print(server.address, flush=True)
+    _say(f"Models: {' and '.join(server.names)}. Ctrl-C ends.")
+    try:
+        server.serve()
+    except KeyboardInterrupt:
+        _say("Ended.")
+    return 0
+
+
+def _import(given: argparse.Namespace) -> int:
+    from unlearn_mlx.runs.run import run_path
+    from unlearn_mlx.sharing.importing import import_adapter
+    from unlearn_mlx.topics import Topic, checked_name, shipped_topic
+
+    name = checked_name(given.topic)
+    topic = shipped_topic(name) or Topic(name)
+    run = import_adapter(given.where, topic, given.model, run_path(topic.name, given.out))
+    print(run.path)
+    _say(f'Next: unlearn evaluate "{run.path}", or unlearn chat "{run.path}"')
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

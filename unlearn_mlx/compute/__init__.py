@@ -1,0 +1,1 @@
+"""Every decision that differs between Metal, CUDA and CPU."""

@@ -1,0 +1,88 @@
+"""What an adapter does where nothing was to change: prompts on everyday things, and raw text."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from unlearn_mlx.evaluation.divergence import divergence_from_base
+from unlearn_mlx.evaluation.metrics import Values
+from unlearn_mlx.evaluation.membership import (
+    Passage,
+    attack_scores,
+    membership_figures,
+    token_scores,
+)
+from unlearn_mlx.text.overlap import ngram_entropy
+from unlearn_mlx.inference.adapters import Adapter
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.inference.generation import Request, generate
+from unlearn_mlx.topics import DATA
+
+NEUTRAL_TOKENS = 64
+
+
+def neutral_prompts() -> list[str]:
+    """Prompts that have nothing to do with any topic."""
+    return (DATA / "neutral-prompts.txt").read_text(encoding="utf-8").splitlines()
+
+
+def compare_neutral(
+    model: ChatModel,
+    adapter: Adapter,
+    passages: Sequence[Passage],
+    seed: int,
+    progress: Callable[[int, int, str], None],
+    is_cancelled: Callable[[], bool],
+) -> tuple[Values, Values, dict[str, dict[str, float]]]:
+    """Figures of base and adapter, one value a text, and the membership figures of both.
+
+    "neutral/divergence" is the KL divergence from the base in nats a token on the base's own
+    answers, "neutral/raw divergence" the mean difference of log-probabilities on texts without a
+    chat around them: a changed prompt leaves it at 0, changed weights do not. "neutral/entropy" is
+    RWKU's fluency of the answers. The adapter is left on.
+    """
+    prompts = [
+        tuple(model.chat_tokens([{"role": "user", "content": prompt}])) for prompt in neutral_prompts()
+    ]
+    requests = [Request(f"neutral-{number}", tokens, NEUTRAL_TOKENS) for number, tokens in enumerate(prompts)]
+    texts = [passage.text for passage in passages]
+    progress(0, 4, "neutral texts")
+    adapter.switch(False)
+    base_answers = generate(model, requests, seed, is_cancelled)
+    progress(1, 4, "neutral texts")
+    raw = texts or [answer.text for answer in base_answers]
+    base_scores = token_scores(model, raw)
+    adapter.switch(True)
+    progress(2, 4, "neutral texts")
+    answers = generate(model, requests, seed, is_cancelled)
+    scores = token_scores(model, raw)
+    progress(3, 4, "neutral texts")
+    kept = [number for number, answer in enumerate(base_answers) if answer.text.strip()]
+    divergences = divergence_from_base(
+        model,
+        adapter,
+        [prompts[number] for number in kept],
+        [model.text_tokens(base_answers[number].text) for number in kept],
+    )
+    progress(4, 4, "neutral texts")
+    differences = [
+        float(np.abs(new.log_probabilities - old.log_probabilities).mean())
+        for new, old in zip(scores, base_scores, strict=True)
+        if old.log_probabilities.size
+    ]
+    base: Values = {
+        "neutral/divergence": [0.0] * len(divergences),
+        "neutral/raw divergence": [0.0] * len(differences),
+        "neutral/entropy": [ngram_entropy(answer.text) for answer in base_answers],
+    }
+    changed: Values = {
+        "neutral/divergence": divergences,
+        "neutral/raw divergence": differences,
+        "neutral/entropy": [ngram_entropy(answer.text) for answer in answers],
+    }
+    membership = {}
+    if passages:
+        for name, found in (("base", base_scores), ("adapter", scores)):
+            rows = [attack_scores(text, score) for text, score in zip(texts, found, strict=True)]
+            membership[name] = membership_figures(passages, rows)
+    return base, changed, membership

@@ -1,0 +1,184 @@
+"""A loaded chat model: token ids of a conversation, and log-probabilities of given texts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from unlearn_mlx.errors import EnvironmentCannot
+from unlearn_mlx.inference.adapters import LoraLayers, lora_layers, with_lora_layers
+from unlearn_mlx.compute.cpu_math import log_sum_exp
+from unlearn_mlx.compute.workers import Helper, dealt_out
+from unlearn_mlx.models.registry import ModelSource
+from unlearn_mlx.inference.shared_prefix import common_prefix, see_shared_prefixes, shared_prefix_caches
+from unlearn_mlx.inference.special_tokens import SpecialTokens
+
+Message = dict[str, str]
+
+
+@dataclass
+class ChatModel:
+    """Weights, tokenizer and where they come from."""
+
+    model: Any  # an mlx-lm model: nn.Module called as model(tokens, cache=...)
+    tokenizer: TokenizerWrapper
+    source: ModelSource
+    stop_tokens: frozenset[int] = field(init=False)
+    special_tokens: SpecialTokens = field(init=False)
+    end_of_message: int = field(init=False)  # the token that the chat template puts behind a message
+    has_plain_head: bool = field(init=False)  # logits are the head's product, nothing more
+    sees_prefixes: bool = field(init=False)  # attention meets what rows share
+    width: int | None = field(init=False, default=None)  # of a batch of answers, once it is measured
+    helpers: list[Helper] = field(init=False, default_factory=list)  # processes that share the work
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.has_chat_template:
+            raise EnvironmentCannot(f"{self.source.name} has no chat template: use an instruct model")
+        self.special_tokens = SpecialTokens(self.tokenizer)
+        self.end_of_message = self._end_of_message()
+        # Llama 3 ends a message by <|eot_id|> and a text by <|end_of_text|>: both stop. Meta's first files,
+        # and others since, name the latter alone, and an answer would never end.
+        self.tokenizer.eos_token_ids = {*self.tokenizer.eos_token_ids, self.end_of_message}
+        self.stop_tokens = frozenset(self.tokenizer.eos_token_ids)
+        probe = mx.array([[0, 1]])
+        logits = self.model(probe)
+        self.vocabulary_size = int(logits.shape[-1])
+        try:
+            plain = vocabulary_logits(self.model, self.model.model(probe))
+            self.has_plain_head = bool(mx.allclose(plain, logits, rtol=1e-3, atol=1e-3))
+        except (AttributeError, TypeError, ValueError):  # an architecture built in another way
+            self.has_plain_head = False
+        # Every layer must keep plain keys and values, not a rolling or recurrent state.
+        plain_cache = all(type(entry) is KVCache for entry in self.new_cache())
+        self.sees_prefixes = self.has_plain_head and plain_cache and see_shared_prefixes(self.model)
+
+    def chat_tokens(self, messages: Sequence[Message], answer_start: str = "") -> list[int]:
+        """Token ids up to the point where the assistant answers.
+
+        ``answer_start`` is put in the assistant's mouth. The template writes the begin-of-text
+        token where there is one, so the tokenizer must not add a second. What looks like a special
+        token in a message is text: nobody can end their message and speak as another role.
+        """
+        guarded = [
+            {**message, "content": self.special_tokens.guarded(message["content"])} for message in messages
+        ]
+        text = self.tokenizer.apply_chat_template(guarded, tokenize=False, add_generation_prompt=True)
+        return self.special_tokens.encode(text + self.special_tokens.guarded(answer_start))
+
+    def conversation_tokens(self, messages: Sequence[Message]) -> tuple[list[int], int]:
+        """Token ids of a conversation that ends with an answer, and where that answer starts.
+
+        The ids end with the token that closes the message: it is a target of training too.
+        """
+        prompt = self.chat_tokens(messages[:-1])
+        answer = self.text_tokens(messages[-1]["content"])
+        return [*prompt, *answer, self.end_of_message], len(prompt)
+
+    def text_tokens(self, text: str) -> list[int]:
+        """Token ids of a text as it stands."""
+        return self.special_tokens.encode_words(text)
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def new_cache(self) -> list[Any]:
+        """An empty key-value cache, one entry a layer."""
+        return list(make_prompt_cache(self.model))
+
+    def logits_at(
+        self, tokens: mx.array, rows: mx.array, columns: mx.array, cache: Sequence[Any] | None = None
+    ) -> mx.array:
+        """Logits at the places (rows[i], columns[i]) of a batch of tokens, [places, vocabulary].
+
+        Only there the vocabulary's layer is computed, the widest of a small model.
+        """
+        if not self.has_plain_head:
+            logits: mx.array = self.model(tokens, cache=cache)[rows, columns]
+            return logits
+        return vocabulary_logits(self.model, self.model.model(tokens, cache=cache)[rows, columns])
+
+    def log_probabilities(
+        self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[Sequence[int]]], width: int = 64
+    ) -> list[list[np.ndarray]]:
+        """Natural log-probability of each token of every text in ``texts[i]`` after ``prompts[i]``.
+
+        Returns one float32 array a text, of the text's length. A prompt is computed once for all of its
+        texts, together with others of its length; ``width`` is the most rows at a time.
+        """
+        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), len(texts[i])))
+        layers = lora_layers(self.model) if self.helpers else {}
+        found = dealt_out(
+            self,
+            _log_probabilities,
+            order,
+            lambda part: ([prompts[i] for i in part], [texts[i] for i in part], width, layers),
+        )
+        return [found[i] for i in range(len(prompts))]
+
+    def _log_probabilities_here(
+        self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[Sequence[int]]], width: int
+    ) -> list[list[np.ndarray]]:
+        shares = self.sees_prefixes
+        shared = common_prefix(prompts) if prompts and shares else []
+        before = shared_prefix_caches(self.model, mx.array(shared))
+        alike: dict[tuple[int, int], list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            alike.setdefault((len(prompt), len(texts[i])), []).append(i)
+        results: list[list[np.ndarray]] = [[] for _ in prompts]
+        for (length, count), indices in sorted(alike.items()):
+            # All but the last token of a prompt, which predicts a text's first.
+            skipped = length - 1 if shares else 0
+            step = max(1, width // max(1, count))
+            for start in range(0, len(indices), step):
+                chosen = indices[start : start + step]
+                heads = mx.array([list(prompts[i][len(shared) : skipped]) for i in chosen])
+                cache = shared_prefix_caches(self.model, heads, before)
+                follow = [(i, text) for i in chosen for text in texts[i]]
+                rows = [[*prompts[i][skipped:], *text] for i, text in follow]
+                longest = max(map(len, rows))
+                batch = mx.array([row + [0] * (longest - len(row)) for row in rows])
+                row_index = mx.array([r for r, (_, text) in enumerate(follow) for _ in text])
+                first = length - 1 - skipped
+                columns = mx.array([first + k for _, text in follow for k in range(len(text))])
+                targets = mx.array([token for _, text in follow for token in text])
+                scores = self.logits_at(batch, row_index, columns, cache)
+                own = mx.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
+                found = np.array((own - log_sum_exp(scores)).astype(mx.float32))
+                ends = np.cumsum([len(text) for _, text in follow])
+                for (i, _), values in zip(follow, np.split(found, ends[:-1]), strict=True):
+                    results[i].append(values)
+        return results
+
+    def _end_of_message(self) -> int:
+        answer = "Yes."
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": answer}], tokenize=False
+        )
+        behind = self.special_tokens.encode(text.rpartition(answer)[2])
+        known = {*self.special_tokens.ids.values(), *self.tokenizer.eos_token_ids}
+        return next((token for token in behind if token in known), self.tokenizer.eos_token_id)
+
+
+def _log_probabilities(
+    model: ChatModel,
+    prompts: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[Sequence[int]]],
+    width: int,
+    layers: LoraLayers,
+) -> list[list[np.ndarray]]:
+    with with_lora_layers(model.model, layers):
+        return model._log_probabilities_here(prompts, texts, width)
+
+
+def vocabulary_logits(model: Any, hidden: mx.array) -> mx.array:
+    """Logits of hidden states, [..., vocabulary]: by the head, or the tied embedding."""
+    if "lm_head" in model:
+        logits: mx.array = model.lm_head(hidden)
+    else:
+        logits = model.model.embed_tokens.as_linear(hidden)
+    return logits

@@ -1,1 +1,0 @@
-"""The only package that touches mlx-lm's loading and generation."""

@@ -1,0 +1,1 @@
+"""Results for people: charts, the report, comparison, transcripts."""

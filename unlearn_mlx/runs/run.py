@@ -1,0 +1,218 @@
+"""A run directory: the one place where a run's stages, its faces and its user meet."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from unlearn_mlx import __version__
+from unlearn_mlx.config import Settings
+from unlearn_mlx.errors import UserError
+from unlearn_mlx.runs.files import append_rows, read_journal, read_json, write_json
+from unlearn_mlx.topics import LONGEST_NAME, Topic, load_topic, slug_of
+
+FORMAT = 1  # of the directory; a newer one is not touched
+STAGES = ("questions", "answers", "train", "evaluate")
+AFTER = ("audit",)  # stages that a run is whole without
+RUNS = Path("runs")
+
+
+@dataclass
+class Run:
+    """A run directory."""
+
+    path: Path
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def topic(self) -> Topic:
+        """The topic as it stands in the run's file, with what the user changed."""
+        return load_topic(self.path / "topic.toml")
+
+    @property
+    def settings(self) -> Settings:
+        """The settings the run was made with."""
+        return Settings(**self.manifest["settings"])
+
+    @property
+    def model_name(self) -> str:
+        """The model's name, as resolve_model takes it."""
+        return str(self.manifest["model"]["name"])
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether training has finished."""
+        return (self.path / "adapter" / "adapters.safetensors").exists()
+
+    def file(self, *names: str) -> Path:
+        """A path inside the run."""
+        return self.path.joinpath(*names)
+
+    def save_manifest(self) -> None:
+        """Write the manifest."""
+        write_json(self.path / "manifest.json", self.manifest)
+
+    def stage_is_done(self, stage: str) -> bool:
+        """Whether a stage has finished."""
+        return bool(self.manifest["stages"].get(stage, {}).get("state") == "done")
+
+    def mark(self, stage: str, state: str, **facts: Any) -> None:
+        """Note a stage's state in the manifest and as an event."""
+        self.manifest["stages"][stage] = {**self.manifest["stages"].get(stage, {}), "state": state, **facts}
+        self.save_manifest()
+        self.event(stage, "stage", state=state, **facts)
+
+    def event(self, stage: str, kind: str, **facts: Any) -> None:
+        """Append one line of progress."""
+        append_rows(
+            self.path / "events.jsonl",
+            [{"time": round(time.time(), 3), "stage": stage, "kind": kind, **facts}],
+        )
+
+    def events(self) -> list[dict[str, Any]]:
+        """All progress so far."""
+        return read_journal(self.path / "events.jsonl")
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the one writer of this run.
+
+        Raises:
+            UserError: where another process is.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"another process works on {self.path}: wait for it, or use '--out' for a second run"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def run_path(topic_name: str, out: Path | None = None) -> Path:
+    """Where a topic's run lies."""
+    return out if out is not None else RUNS / slug_of(topic_name)
+
+
+def create_run(path: Path, topic: Topic, model: dict[str, Any], settings: Settings, device: str) -> Run:
+    """Make a run directory, or open the one that is there if it is the same work.
+
+    Raises:
+        UserError: where the directory belongs to another topic, model or settings.
+    """
+    if (path / "manifest.json").exists():
+        run = open_run(path)
+        known = run.manifest
+        if known["topic"] != topic.name:
+            raise UserError(
+                f"{path} belongs to the topic '{known['topic']}': use '--out' for another directory"
+            )
+        if known["model"]["name"] != model["name"] or known["model"]["sha256"] != model["sha256"]:
+            raise UserError(
+                f"{path} was made with other weights ('{known['model']['name']}'): "
+                f"use '--model {known['model']['name']}' or '--out'"
+            )
+        wanted = settings.model_dump()
+        differing = [key for key, value in known["settings"].items() if wanted.get(key) != value]
+        if differing:
+            key = differing[0]
+            now = f"not {wanted[key]}" if key in wanted else "which this version does not know"
+            raise UserError(
+                f"{path} was made with --{key.replace('_', '-')} {known['settings'][key]}, {now}: "
+                "use '--out' for another directory, or delete this one"
+            )
+        return run
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file: use '--out' for a directory")
+    if path.is_dir() and any(entry.name != "topic.toml" for entry in path.iterdir()):
+        raise UserError(f"{path} is not empty and no run: use '--out' for another directory")
+    run = Run(path)
+    run.manifest = {
+        "format": FORMAT,
+        "topic": topic.name,
+        "model": model,
+        "settings": settings.model_dump(),
+        "device": device,
+        "versions": package_versions(),
+        "stages": {},
+    }
+    if not (path / "topic.toml").exists():
+        topic.save(path / "topic.toml")
+    run.save_manifest()
+    return run
+
+
+def open_run(path: Path) -> Run:
+    """Open an existing run.
+
+    Raises:
+        UserError: where there is none, or a newer version made it.
+    """
+    if not (path / "manifest.json").exists():
+        known = [other.parent.name for other in sorted(RUNS.glob("*/manifest.json"))]
+        hint = f"there are {', '.join(known)}" if known else "make one with 'unlearn run TOPIC'"
+        raise UserError(f"no run at {path}: {hint}")
+    manifest = read_json(path / "manifest.json")
+    if (
+        not isinstance(manifest, dict)
+        or not {"format", "topic", "model", "settings", "stages"} <= manifest.keys()
+        or not isinstance(manifest["format"], int)
+    ):
+        raise UserError(f"{path / 'manifest.json'} is damaged: restore it, or delete the directory")
+    if manifest["format"] > FORMAT:
+        raise UserError(f"{path} was made by a newer unlearn-mlx: update this one")
+    return Run(path, manifest)
+
+
+def find_run(name: str) -> Run:
+    """A run by its path, its topic's name or slug."""
+    if os.path.exists(os.path.join(name, "manifest.json")):  # False for a name too long for a path
+        return open_run(Path(name))
+    return open_run(RUNS / (slug_of(name)[:LONGEST_NAME] or "-"))
+
+
+def all_runs() -> list[Run]:
+    """The runs under the usual directory."""
+    return [open_run(path.parent) for path in sorted(RUNS.glob("*/manifest.json"))]
+
+
+def package_versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    versions = {"unlearn-mlx": __version__, "python": platform.python_version()}
+    for package in ("mlx", "mlx-lm", "numpy", "transformers", "tokenizers"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "missing"
+    return versions
+
+
+@dataclass
+class Work:
+    """What every stage is given: where to write, and when to stop."""
+
+    run: Run
+    settings: Settings
+    is_cancelled: Callable[[], bool] = lambda: False
+
+    def progress(self, stage: str, done: int, total: int, unit: str, **facts: Any) -> None:
+        """Say how far a stage is."""
+        self.run.event(stage, "progress", done=done, total=total, unit=unit, **facts)
+
+
+def as_json(value: Any) -> str:
+    """Indented JSON for a terminal or a program; what could rule a terminal is escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
