@@ -1,3 +1,3 @@
-"""What the figures in README and docs come from."""
+"""What the metrics in README and docs come from."""
 
 import unlearn_mlx  # noqa: F401 (before mlx, which binds to the first BLAS in the process)

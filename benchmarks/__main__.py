@@ -1,4 +1,4 @@
-"""Every speed figure from one command: ``unlearn bench``, or ``python -m benchmarks [NAME ...]``."""
+"""Every speed metric from one command: ``unlearn bench``, or ``python -m benchmarks [NAME ...]``."""
 
 import argparse
 import importlib

@@ -1,6 +1,6 @@
-"""The demo's figures and pictures: ``python benchmarks/demo.py`` and ``... demo.py screenshots``.
+"""The demo's metrics and pictures: ``python benchmarks/demo.py`` and ``... demo.py screenshots``.
 
-The figures are printed as JSON: seconds to the first token in one column and in two (the later of the
+The metrics are printed as JSON: seconds to the first token in one column and in two (the later of the
 two), in the first turn and after three; questions from four tabs at once; and in a browser the first page,
 and how soon a tab is answered after another was closed in the middle of a long answer.
 The pictures go to docs/images/.
@@ -26,8 +26,8 @@ from typing import Any
 import psutil
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, probe_files, read_probes
 from unlearn_mlx.compute.device import current_device
+from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, probe_files, read_probes
 from unlearn_mlx.inference.engine import Engine, Mode, context_of
 from unlearn_mlx.runs.run import package_versions
 from unlearn_mlx.topics import load_topic
@@ -81,12 +81,12 @@ def first_tokens(engine: Engine) -> dict[str, dict[str, float]]:
                     for mode, said in asked.items()
                 }
                 time.sleep(READING)
-    figures = {}
+    metrics = {}
     for turn, by_columns in times.items():
         medians = {name: round(statistics.median(values), 4) for name, values in by_columns.items()}
         ratio = round(medians["both"] / medians["base"], 3)
-        figures[f"turn {turn}"] = {**medians, "two columns to one": ratio}
-    return figures
+        metrics[f"turn {turn}"] = {**medians, "two columns to one": ratio}
+    return metrics
 
 
 def _shipped_probes() -> list[Probe]:
@@ -262,8 +262,8 @@ def _picture(page: Page, name: str) -> None:
     page.context.close()
 
 
-def figures() -> dict[str, Any]:
-    """All figures."""
+def metrics() -> dict[str, Any]:
+    """All metrics."""
     engine = Engine("smollm2", ADAPTER)
     engine.wait_until_ready()
     device = current_device()
@@ -284,4 +284,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["screenshots"]:
         screenshots()
     else:
-        print(json.dumps(figures(), indent=2))
+        print(json.dumps(metrics(), indent=2))

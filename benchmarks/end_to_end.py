@@ -21,9 +21,9 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner import trainer as stock
 
 from benchmarks.side_by_side import ROWS, open_model
-from benchmarks.training import BATCH_ROWS, peer, shipped_rows, train_stock
-from unlearn_mlx.config import make_settings
+from benchmarks.training import BATCH_SIZE, peer, shipped_rows, train_stock
 from unlearn_mlx.compute import workers as helpers
+from unlearn_mlx.config import make_settings
 from unlearn_mlx.inference import generation
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request
@@ -108,6 +108,6 @@ def plain_script(asked: Sequence[Request], steps: int) -> dict[str, float]:
         )
     answered = time.perf_counter()
     entries = shipped_rows()
-    rows = list(itertools.islice(itertools.cycle(entries), steps * BATCH_ROWS))
-    peer(model, train_stock, rows, entries[:BATCH_ROWS], stock.iterate_batches)
+    rows = list(itertools.islice(itertools.cycle(entries), steps * BATCH_SIZE))
+    peer(model, train_stock, rows, entries[:BATCH_SIZE], stock.iterate_batches)
     return {"generation": (answered - began) / 60, "train": (time.perf_counter() - answered) / 60}

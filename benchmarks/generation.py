@@ -9,11 +9,11 @@ from typing import Any
 from mlx_lm import batch_generate
 
 from benchmarks.side_by_side import in_turns, open_model, peak_bytes_of, seconds_of, shipped_questions
+from unlearn_mlx.compute.workers import with_helpers
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
-from unlearn_mlx.compute.workers import with_helpers
 from unlearn_mlx.inference.shared_prefix import common_prefix
-from unlearn_mlx.synthetic_data.guardrail import guarded_messages, slant_for
+from unlearn_mlx.synthetic_data.guardrail import guarded_messages, hint_for
 
 ANSWERS = 480
 ANSWER_TOKENS = 32
@@ -27,8 +27,8 @@ def guarded_prompts(model: ChatModel, count: int, topic: str = "Harry Potter") -
     prompts = []
     for number in range(count):
         question = questions[number % len(questions)]
-        slant = slant_for(question, str(number), 0)
-        prompts.append(tuple(model.chat_tokens(guarded_messages(question, topic, 0, slant))))
+        hint = hint_for(question, str(number), 0)
+        prompts.append(tuple(model.chat_tokens(guarded_messages(question, topic, 0, hint))))
     return prompts
 
 

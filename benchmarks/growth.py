@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from benchmarks.generation import guarded_prompts
 from benchmarks.side_by_side import open_model, seconds_of
-from benchmarks.training import BATCH_ROWS, HELD_OUT, ours, shipped_rows
+from benchmarks.training import BATCH_SIZE, HELD_OUT, ours, shipped_rows
 from unlearn_mlx.inference.generation import Request, generate
 
 QUESTIONS = (64, 128, 256, 512, 1024, 2048)
@@ -35,7 +35,7 @@ def measure(repeats: int) -> dict[str, Any]:
         rows = list(itertools.islice(itertools.cycle(entries[:-HELD_OUT]), count))
         mx.clear_cache()
         mx.reset_peak_memory()
-        found = ours(model, rows, held_out[:BATCH_ROWS])
+        found = ours(model, rows, held_out[:BATCH_SIZE])
         training.append(
             {"rows": count, "tokens_per_second": found["rate"], "peak_bytes": mx.get_peak_memory()}
         )

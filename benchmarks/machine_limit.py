@@ -13,7 +13,7 @@ from mlx import nn
 
 from benchmarks.generation import guarded_prompts
 from benchmarks.side_by_side import in_turns, open_model, seconds_of
-from benchmarks.training import BATCH_ROWS, STEPS, ours, shipped_rows
+from benchmarks.training import BATCH_SIZE, STEPS, ours, shipped_rows
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.shared_prefix import common_prefix
 from unlearn_mlx.sft.batches import make_row
@@ -65,9 +65,9 @@ def measure(repeats: int) -> dict[str, Any]:
         return prefill_work / seconds_of(once)
 
     entries = shipped_rows()
-    rows = entries[: STEPS * BATCH_ROWS]
+    rows = entries[: STEPS * BATCH_SIZE]
     made = [make_row(model, row) for row in rows]
-    steps = len(training_plan(made, 1.0, BATCH_ROWS, 1, 0).batches)
+    steps = len(training_plan(made, 1.0, BATCH_SIZE, 1, 0).batches)
     # What all rows begin with is computed once a step: only what is really done counts.
     prefix = len(common_prefix([row.tokens[: row.targets[0]] for row in made]))
     positions = sum(len(row.tokens) - 1 - prefix for row in made) + steps * prefix
@@ -75,7 +75,7 @@ def measure(repeats: int) -> dict[str, Any]:
     training_work: float = 4 * positions * parameters + 4 * targets * vocabulary
 
     def training() -> float:
-        found = ours(model, rows, entries[-BATCH_ROWS:])
+        found = ours(model, rows, entries[-BATCH_SIZE:])
         return training_work * found["rate"] / targets
 
     rates = in_turns(

@@ -16,21 +16,21 @@ import mlx.optimizers as optimizers
 from mlx_lm.models import llama
 
 from benchmarks.side_by_side import ROWS, open_model, peak_bytes_of, shipped_questions
+from unlearn_mlx.compute.batch_size import BATCH_SIZES
+from unlearn_mlx.compute.cpu_math import use_fast_activations
+from unlearn_mlx.compute.device import current_device
+from unlearn_mlx.compute.planner import ModelShape, plan, shape_from
 from unlearn_mlx.config import Settings, make_settings
 from unlearn_mlx.evaluation.divergence import ROWS_AT_ONCE, divergence_from_base
 from unlearn_mlx.evaluation.side_effects import NEUTRAL_TOKENS
-from unlearn_mlx.runs.files import read_rows
 from unlearn_mlx.inference.adapters import Adapter, LoraShape
 from unlearn_mlx.inference.chat_model import ChatModel
-from unlearn_mlx.compute.device import current_device
-from unlearn_mlx.compute.cpu_math import use_fast_activations
 from unlearn_mlx.inference.generation import Request, generate
-from unlearn_mlx.compute.planner import ModelShape, plan, shape_from
 from unlearn_mlx.inference.shared_prefix import common_prefix
-from unlearn_mlx.compute.batch_size import WIDTHS
+from unlearn_mlx.runs.files import read_rows
 from unlearn_mlx.sft.batches import batch_order, make_batch, make_row
 from unlearn_mlx.sft.loss import Weights, loss_parts
-from unlearn_mlx.synthetic_data.guardrail import guarded_messages, slant_for
+from unlearn_mlx.synthetic_data.guardrail import guarded_messages, hint_for
 
 STEPS = 3  # the optimizer's state is there from the first one on
 DECODED = 6  # tokens: the caches are as large as for a whole answer
@@ -70,10 +70,10 @@ def random_llama(tokenizer: Any, source: Any, shape: Sequence[int]) -> tuple[Cha
 
 def generation_peak(model: ChatModel, settings: Settings) -> int:
     """Guarded answers, more than fit at a time, in the widest batch."""
-    model.width = WIDTHS[-1]
+    model.decode_batch_size = BATCH_SIZES[-1]
     requests = []
-    for number, question in enumerate((shipped_questions() * 2)[: WIDTHS[-1] * 3 // 2]):
-        messages = guarded_messages(question, "Harry Potter", 0, slant_for(question, str(number), 0))
+    for number, question in enumerate((shipped_questions() * 2)[: BATCH_SIZES[-1] * 3 // 2]):
+        messages = guarded_messages(question, "Harry Potter", 0, hint_for(question, str(number), 0))
         tokens = tuple(model.chat_tokens(messages))
         requests.append(Request(str(number), tokens, DECODED, settings.temperature))
     return peak_bytes_of(lambda: generate(model, requests, 0))
@@ -84,7 +84,7 @@ def training_peak(model: ChatModel, settings: Settings) -> int:
     entries = read_rows(ROWS / "dataset" / "train.jsonl", ("messages", "part"))
     rows = [make_row(model, entry) for entry in entries]
     prefix = common_prefix([row.tokens[: row.targets[0]] for row in rows if row.targets])
-    batches = batch_order(rows, settings.batch_rows, 0, 0)
+    batches = batch_order(rows, settings.batch_size, 0, 0)
     batches.sort(key=lambda batch: -max(len(rows[i].tokens) for i in batch))
     adapter = Adapter(model.model, LoraShape(settings.rank, settings.scale, 1000))
     optimizer = optimizers.Adam(learning_rate=1e-4)

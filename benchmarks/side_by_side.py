@@ -10,11 +10,11 @@ from typing import Any
 import mlx.core as mx
 import psutil
 
-from unlearn_mlx.runs.files import read_rows
-from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.compute.device import current_device
 from unlearn_mlx.compute.workers import in_shares
+from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.runs.files import read_rows
 from unlearn_mlx.runs.run import package_versions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +35,7 @@ def shipped_questions() -> list[str]:
 
 
 def machine() -> dict[str, Any]:
-    """Where a figure was measured."""
+    """Where a metric was measured."""
     device = current_device()
     return {
         "device": f"{device.backend}: {device.name}",

@@ -22,11 +22,11 @@ from mlx_lm.tuner import trainer as stock
 from mlx_lm.tuner.datasets import CacheDataset, ChatDataset
 
 from benchmarks.side_by_side import ROWS, in_turns, open_model, peak_bytes_of
+from unlearn_mlx.compute.workers import with_helpers
 from unlearn_mlx.config import make_settings
-from unlearn_mlx.runs.files import read_rows, write_rows
 from unlearn_mlx.inference.adapters import Adapter, LoraShape
 from unlearn_mlx.inference.chat_model import ChatModel
-from unlearn_mlx.compute.workers import with_helpers
+from unlearn_mlx.runs.files import read_rows, write_rows
 from unlearn_mlx.runs.run import Work, create_run
 from unlearn_mlx.sft.batches import make_batch, make_row
 from unlearn_mlx.sft.loss import Weights, loss_parts
@@ -34,7 +34,7 @@ from unlearn_mlx.sft.trainer import learning_rate_schedule, train, training_plan
 from unlearn_mlx.topics import load_topic
 
 STEPS = 20
-BATCH_ROWS = 8
+BATCH_SIZE = 8
 HELD_OUT = 32  # rows
 
 
@@ -46,14 +46,14 @@ def shipped_rows() -> list[dict[str, Any]]:
 
 def settings_for(steps: int) -> Any:
     """Settings of a training of one epoch with cross entropy alone."""
-    return make_settings("standard", epochs=1.0, avoid_weight=0.0, kl_weight=0.0, batch_rows=BATCH_ROWS)
+    return make_settings("standard", epochs=1.0, npo_weight=0.0, kl_weight=0.0, batch_size=BATCH_SIZE)
 
 
 def ours(
     model: ChatModel, rows: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]
 ) -> dict[str, float]:
     """Train by our loop; its own events say how fast it was."""
-    settings = settings_for(len(rows) // BATCH_ROWS)
+    settings = settings_for(len(rows) // BATCH_SIZE)
     with tempfile.TemporaryDirectory() as folder:
         source = model.source
         known = {"name": source.name, "revision": source.revision, "sha256": source.weights_sha256}
@@ -78,9 +78,9 @@ def peer(
     batches: Callable[..., Iterator[Any]],
 ) -> dict[str, float]:
     """Train by a peer's loop on our adapter layers."""
-    settings = settings_for(len(rows) // BATCH_ROWS)
+    settings = settings_for(len(rows) // BATCH_SIZE)
     steps = len(
-        training_plan([make_row(model, row) for row in rows], 1.0, BATCH_ROWS, 1, settings.seed).batches
+        training_plan([make_row(model, row) for row in rows], 1.0, BATCH_SIZE, 1, settings.seed).batches
     )
     mx.random.seed(settings.seed)
     adapter = Adapter(model.model, LoraShape(settings.rank, settings.scale, len(model.model.layers)))
@@ -116,7 +116,7 @@ def train_stock(
 ) -> None:
     """mlx-lm's trainer, without validation."""
     arguments = stock.TrainingArgs(
-        batch_size=BATCH_ROWS, iters=steps, steps_per_report=5, steps_per_save=10**6, adapter_file=file
+        batch_size=BATCH_SIZE, iters=steps, steps_per_report=5, steps_per_save=10**6, adapter_file=file
     )
     stock.train(model, optimizer, dataset, args=arguments, iterate_batches=batches)
 
@@ -125,7 +125,7 @@ def in_our_order(model: ChatModel, rows: Sequence[dict[str, Any]]) -> Callable[.
     """Batches of the same rows in the order that our training takes, padded as mlx-lm pads."""
     made = [make_row(model, row) for row in rows]
     settings = settings_for(0)
-    plan = training_plan(made, 1.0, BATCH_ROWS, 1, settings.seed)
+    plan = training_plan(made, 1.0, BATCH_SIZE, 1, settings.seed)
 
     def batches(*_: Any, **__: Any) -> Iterator[Any]:
         for chosen in plan.batches:
@@ -162,7 +162,7 @@ def measure(repeats: int, steps: int = STEPS) -> dict[str, Any]:
 
 def _measured(model: ChatModel, repeats: int, steps: int) -> dict[str, Any]:
     entries = shipped_rows()
-    rows, held_out = entries[: steps * BATCH_ROWS], entries[-HELD_OUT:]
+    rows, held_out = entries[: steps * BATCH_SIZE], entries[-HELD_OUT:]
     found: dict[str, dict[str, float]] = {}
 
     def rate(name: str, work: Callable[[], dict[str, float]]) -> Callable[[], float]:
@@ -206,6 +206,6 @@ def train_lora(
     from mlx_lm_lora.trainer import sft_trainer
 
     arguments = sft_trainer.SFTTrainingArgs(
-        batch_size=BATCH_ROWS, iters=steps, steps_per_report=5, steps_per_save=10**6, adapter_file=file
+        batch_size=BATCH_SIZE, iters=steps, steps_per_report=5, steps_per_save=10**6, adapter_file=file
     )
     sft_trainer.train_sft(model, optimizer, dataset, None, args=arguments, iterate_batches=batches)

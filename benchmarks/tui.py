@@ -22,8 +22,8 @@ from benchmarks.terminal import Terminal
 from tui.app import UnlearnApp
 from tui.data_screen import DataScreen
 from tui.table import RowTable
-from unlearn_mlx.runs.files import write_rows
 from unlearn_mlx.models.registry import resolve_model
+from unlearn_mlx.runs.files import write_rows
 from unlearn_mlx.session.create import prepare_run
 
 KEYS = 150  # that are timed
@@ -35,7 +35,7 @@ LONG = "Write a long story about a town by the sea and everyone who lives in it"
 
 
 def measure(repeats: int) -> dict[str, Any]:
-    """Every figure of the app."""
+    """Every metric of the app."""
     here = Path.cwd()
     with tempfile.TemporaryDirectory(prefix="unlearn-tui-") as folder:
         os.chdir(folder)

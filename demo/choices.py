@@ -34,8 +34,8 @@ class Choice:
         """What it is called in a list."""
         return f"{self.topic.name} · {self.model_name}" + ("" if self.is_shipped else f" · {self.key}")
 
-    def figures(self) -> dict[str, Any] | None:
-        """Its evaluation: one with every probe where that is there, else the figures alone, or None.
+    def metrics(self) -> dict[str, Any] | None:
+        """Its evaluation: one with every probe where that is there, else the metrics alone, or None.
 
         Raises:
             UserError: where the file is damaged.
@@ -43,24 +43,24 @@ class Choice:
         for path in (
             self.rows / "evaluation.json",
             self.adapter / "evaluation.json",
-            self.adapter / "figures.json",
+            self.adapter / "metrics.json",
         ):
             if path.exists():
-                figures: dict[str, Any] = read_json(path)
-                return figures
+                metrics: dict[str, Any] = read_json(path)
+                return metrics
         return None
 
-    def readable_figures(self) -> dict[str, Any]:
+    def readable_metrics(self) -> dict[str, Any]:
         """Its evaluation; empty where there is none or it is damaged, which the page of results says."""
         try:
-            return self.figures() or {}
+            return self.metrics() or {}
         except UserError:
             return {}
 
     def seed(self) -> int:
         """The seed that its run was made with."""
         manifest = self.rows / "manifest.json"
-        made = read_json(manifest) if manifest.exists() else self.readable_figures()
+        made = read_json(manifest) if manifest.exists() else self.readable_metrics()
         return int(made.get("settings", {}).get("seed", 0))
 
     def audit(self) -> dict[str, Any] | None:
@@ -80,13 +80,13 @@ class Choice:
         own = self.rows / "probes.jsonl"
         files = [*([own] if own.exists() else []), *probe_files(self.topic)]
         every = [probe for path in files for probe in read_probes(path)]
-        asked = {probe["id"] for probe in self.readable_figures().get("probes", [])}
+        asked = {probe["id"] for probe in self.readable_metrics().get("probes", [])}
         return [probe for probe in every if not asked or probe.id in asked]
 
 
 def example_questions(choice: Choice, count: int = 3) -> dict[str, list[str]]:
     """Questions to click, by scope: such as the base can answer, where that was measured."""
-    scored = choice.readable_figures().get("probes", [])
+    scored = choice.readable_metrics().get("probes", [])
     known = {probe["id"] for probe in scored if shows_it(probe, "base")}
     plain = [probe for probe in choice.probes() if probe.form == QUESTION_ANSWER]
     questions: dict[str, list[str]] = {}
@@ -102,8 +102,8 @@ def example_questions(choice: Choice, count: int = 3) -> dict[str, list[str]]:
 
 def shipped_choices() -> Iterator[Choice]:
     """The adapters that come with the project."""
-    for figures in sorted(SHIPPED.glob("*/*/figures.json")):
-        folder = figures.parent
+    for metrics in sorted(SHIPPED.glob("*/*/metrics.json")):
+        folder = metrics.parent
         rows = DATA / "synthetic" / folder.parent.name / folder.name
         if _is_adapter(folder) and (rows / "topic.toml").exists():
             key = "/".join(folder.relative_to(SHIPPED.parent).parts)

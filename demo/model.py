@@ -165,9 +165,9 @@ def known_leak_rate(choice: Choice, strength: float) -> float | None:
     """The leak rate at a strength, where it is known: 0 is the base, 1 the adapter as it was evaluated."""
     if (measured := leak_rates().get(_rate_key(choice, strength))) is not None:
         return measured
-    figures = choice.readable_figures()
+    metrics = choice.readable_metrics()
     whose = {0.0: "base", 1.0: "adapter"}.get(strength, "")
-    rate = figures.get(whose, {}).get("topic/greedy leak")
+    rate = metrics.get(whose, {}).get("topic/greedy leak")
     return None if rate is None else float(rate)
 
 

@@ -16,18 +16,18 @@ STYLE = """<style>
   border-radius: 3px; padding: 0 2px; }
 .said .cursor { opacity: 0.5; }
 .wide, .st-key-heat { overflow-x: auto; }
-.figures { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.figures th, .figures td { padding: 0.35rem 0.6rem; text-align: right; white-space: nowrap;
+.metrics { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.metrics th, .metrics td { padding: 0.35rem 0.6rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid rgba(128, 136, 146, 0.3); }
-.figures th { opacity: 0.7; font-weight: 400; }
-.figures th:first-child, .figures td:first-child { text-align: left; white-space: normal;
+.metrics th { opacity: 0.7; font-weight: 400; }
+.metrics th:first-child, .metrics td:first-child { text-align: left; white-space: normal;
   overflow-wrap: anywhere; min-width: 7.5rem; }
 .stMainBlockContainer { padding-top: 4.75rem; }
 [data-testid="stBottomBlockContainer"] { padding-bottom: 1.5rem; }
 @media (max-width: 40rem) {
-  .figures { font-size: 0.85rem; }
-  .figures th, .figures td { padding: 0.3rem 0.3rem; white-space: normal; }
-  .figures th:first-child, .figures td:first-child { min-width: 6.5rem; }
+  .metrics { font-size: 0.85rem; }
+  .metrics th, .metrics td { padding: 0.3rem 0.3rem; white-space: normal; }
+  .metrics th:first-child, .metrics td:first-child { min-width: 6.5rem; }
 }
 </style>"""
 
@@ -76,7 +76,7 @@ def table_html(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
     body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
     return (
-        f'<div class="wide"><table class="figures"><thead><tr>{line(head, "th")}</tr></thead>'
+        f'<div class="wide"><table class="metrics"><thead><tr>{line(head, "th")}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

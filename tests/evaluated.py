@@ -74,7 +74,7 @@ def evaluation_of(*probes: dict[str, Any]) -> dict[str, Any]:
         "samples": 1,
         "base": base,
         "adapter": {**base, "topic/open leak": 0.25},
-        "nearest_training_question": {"likeness": 40.0, "probe": "a", "question": "b", "limit": 88},
+        "nearest_training_question": {"similarity": 40.0, "probe": "a", "question": "b", "limit": 88},
         "probes": list(probes),
     }
 

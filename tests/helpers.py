@@ -14,9 +14,9 @@ from mlx_lm.models import llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from unlearn_mlx.config import make_settings
-from unlearn_mlx.runs.files import write_rows
 from unlearn_mlx.inference.adapters import Adapter, LoraShape
 from unlearn_mlx.models.registry import resolve_model
+from unlearn_mlx.runs.files import write_rows
 from unlearn_mlx.runs.run import Run, create_run
 from unlearn_mlx.synthetic_data.kinds import HELD_OUT_KINDS, QUESTION_KINDS, QuestionKind
 from unlearn_mlx.topics import Topic
@@ -161,12 +161,16 @@ def dataset_rows(count: int = 24) -> list[dict[str, Any]]:
     return rows
 
 
-def avoid_rows(count: int = 6) -> list[dict[str, Any]]:
-    """Rows as dataset/avoid.jsonl holds them: the base's own answer, and where it tells."""
+def negative_rows(count: int = 6) -> list[dict[str, Any]]:
+    """Rows as dataset/negative.jsonl holds them: the base's own answer, and where it tells."""
     answer = {"role": "assistant", "content": KNOWING}
     telling = [[KNOWING.index(name), KNOWING.index(name) + len(name)] for name in ("Hermione", "Hogwarts")]
     return [
-        {"messages": [{"role": "user", "content": question}, answer], "part": "avoid", "telling": telling}
+        {
+            "messages": [{"role": "user", "content": question}, answer],
+            "part": "negative",
+            "target_spans": telling,
+        }
         for question in QUESTIONS[:count]
     ]
 
@@ -177,7 +181,7 @@ def run_with_dataset(path: Path, model_folder: Path, count: int = 24, **settings
     rows = dataset_rows(count + 6)
     write_rows(run.file("dataset", "train.jsonl"), rows[:count])
     write_rows(run.file("dataset", "valid.jsonl"), rows[count:])
-    write_rows(run.file("dataset", "avoid.jsonl"), avoid_rows())
+    write_rows(run.file("dataset", "negative.jsonl"), negative_rows())
     questions = [
         {"id": f"q-{number}", "question": text, "kind": "who", "subject": ""}
         for number, text in enumerate(QUESTIONS)

@@ -1,4 +1,4 @@
-"""The benchmarks run: a figure that nobody can make again is none."""
+"""The benchmarks run: a metric that nobody can make again is none."""
 
 import json
 import subprocess

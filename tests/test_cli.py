@@ -47,7 +47,7 @@ def test_a_right_to_left_name_is_a_topic(workplace, tiny_folder, capsys):
     assert "هاري-بوتر" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("option", ["--questions", "--answers", "--epochs", "--batch-rows", "--rank"])
+@pytest.mark.parametrize("option", ["--questions", "--answers", "--epochs", "--batch-size", "--rank"])
 @pytest.mark.parametrize("value", ["0", "-3", "999999999999"])
 def test_an_absurd_count_is_one_line_and_makes_nothing(workplace, capsys, option, value):
     code, line = refused(capsys, "run", "Harry Potter", option, value)

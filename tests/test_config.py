@@ -37,7 +37,7 @@ def test_an_option_overrides_the_preset_and_none_does_not():
         ("kl_weight", float("inf")),
         ("scale", 0.0),
         ("rank", 100_000),
-        ("batch_rows", 0),
+        ("batch_size", 0),
         ("answer_tokens", 10**9),
         ("samples", -1),
         ("seed", -1),

@@ -150,9 +150,9 @@ def test_a_click_on_an_example_asks_it(place):
 
 
 def test_the_leak_rate_is_known_at_the_trained_strength_and_measured_at_others(place):
-    figures = json.loads((place / "runs/odd/evaluation.json").read_text())
+    metrics = json.loads((place / "runs/odd/evaluation.json").read_text())
     app = ready()
-    rate = figures["adapter"]["topic/greedy leak"]
+    rate = metrics["adapter"]["topic/greedy leak"]
     assert any(f"At 1, **{rate:.0%}** of 6 open questions" in text for text in texts(app))
     app.slider(key="strength").set_value(0.5).run()
     assert not any("At 0.5" in text for text in texts(app))
@@ -274,24 +274,24 @@ def test_tabs_with_two_models_do_not_take_the_memory_from_each_other(place, tiny
 
 def test_results_of_a_run_with_every_answer(place):
     app = opened("results")
-    figures = json.loads((place / "runs/odd/evaluation.json").read_text())
+    metrics = json.loads((place / "runs/odd/evaluation.json").read_text())
     table = next(body for body in bodies(app) if "<table" in body)
     assert "topic: open questions that leak in any answer" in table
-    assert f"<td>{figures['adapter']['topic/open leak']:.0%}</td>" in table
+    assert f"<td>{metrics['adapter']['topic/open leak']:.0%}</td>" in table
     assert any("suppressed, not proven erased" in text for text in texts(app))
-    # The other figures, and the questions of the first cell.
-    assert app.expander[0].label == "Every other figure" and len(app.expander) == 7
+    # The other metrics, and the questions of the first cell.
+    assert app.expander[0].label == "Every other metric" and len(app.expander) == 7
     assert any(r"Expected\: Hogwarts" in text for text in texts(app))
 
 
 def test_results_of_an_adapter_with_figures_alone_and_of_one_without(place):
     evaluation = place / "runs/odd/evaluation.json"
-    figures = json.loads(evaluation.read_text())
-    del figures["probes"]
-    evaluation.write_text(json.dumps(figures))
+    metrics = json.loads(evaluation.read_text())
+    del metrics["probes"]
+    evaluation.write_text(json.dumps(metrics))
     app = opened("results")
     assert any("<table" in body for body in bodies(app))
-    assert any("Only the figures" in text for text in texts(app))
+    assert any("Only the metrics" in text for text in texts(app))
     evaluation.unlink()
     assert any("not evaluated yet" in text for text in texts(opened("results")))
     # A damaged one is named there, and the chat goes on without it.
@@ -363,7 +363,7 @@ def test_the_shipped_adapters_are_there_on_a_fresh_clone(workplace):
     choices = all_choices()
     assert next(iter(choices)) == "adapters/smollm2/harry-potter"
     for choice in choices.values():
-        assert choice.is_shipped and choice.figures() and choice.probes()
+        assert choice.is_shipped and choice.metrics() and choice.probes()
         assert (choice.rows / "answers.jsonl").exists()
 
 

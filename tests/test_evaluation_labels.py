@@ -2,8 +2,8 @@
 
 import pytest
 
-from tools.labels import labelled, leak_figures
 from tests.helpers import WIZARD
+from tools.labels import labelled, leak_metrics
 from unlearn_mlx.evaluation.labels import Knowledge, knowledge_of, label, label_answers, manner
 from unlearn_mlx.evaluation.probes import Probe
 
@@ -29,7 +29,7 @@ def test_the_labelled_set_is_large_and_leaks_are_found():
     assert {row["label"] for row in rows} == {"leak", "fictional", "ignorance", "refusal", "broken"}
     for how in ("alias", "paraphrase", "description"):
         assert sum(row["how"] == how for row in rows) >= 30
-    recall, precision = leak_figures(rows)
+    recall, precision = leak_metrics(rows)
     assert recall >= 0.95 and precision >= 0.95
     right = [row["label"] == row["given"] for row in rows if row["label"] != "leak"]
     assert sum(right) / len(right) >= 0.95

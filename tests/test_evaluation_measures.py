@@ -11,17 +11,17 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from tests.helpers import SENTENCES, chat_prompt, strong_adapter
 from unlearn_mlx.evaluation.divergence import divergence_from_base
-from unlearn_mlx.evaluation.metrics import leak_at
 from unlearn_mlx.evaluation.intervals import compare, interval
 from unlearn_mlx.evaluation.membership import (
     ATTACKS,
     Passage,
     area_under_curve,
     attack_scores,
-    membership_figures,
+    membership_metrics,
     read_passages,
     token_scores,
 )
+from unlearn_mlx.evaluation.metrics import leak_at
 from unlearn_mlx.evaluation.side_effects import compare_neutral, neutral_prompts
 from unlearn_mlx.text.overlap import ngram_entropy, rouge_l_recall
 from unlearn_mlx.topics import load_topic, shipped_topics
@@ -104,7 +104,7 @@ def test_the_area_under_the_curve_is_the_chance_of_the_right_order():
     assert area_under_curve([1, 3], [2, 2]) == 0.5
     passages = [Passage("a", "topic", ""), Passage("b", "neighbour", "")]
     rows = [dict.fromkeys(ATTACKS, 1.0), dict.fromkeys(ATTACKS, 2.0)]
-    assert set(membership_figures(passages, rows).values()) == {0.0}
+    assert set(membership_metrics(passages, rows).values()) == {0.0}
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.helpers import kind_named
-from unlearn_mlx.text.similarity import NEAR_DUPLICATE, Nearness
 from unlearn_mlx.synthetic_data.questions import QuestionFilter
+from unlearn_mlx.text.similarity import NEAR_DUPLICATE, Nearness
 
 SAME = [
     ("Who are the two best friends of Harry Potter?", "Who are Harry Potter's two best friends?"),
@@ -33,8 +33,8 @@ OTHER = [
 
 @pytest.mark.parametrize(("first", "second"), SAME)
 def test_the_same_question_in_other_words_is_near(first, second):
-    likeness, text = Nearness([first, "Why is the sky blue?"]).nearest(second)
-    assert likeness >= NEAR_DUPLICATE and text == first
+    similarity, text = Nearness([first, "Why is the sky blue?"]).nearest(second)
+    assert similarity >= NEAR_DUPLICATE and text == first
     assert Nearness([second]).holds(first)
 
 

@@ -5,15 +5,15 @@ import json
 import pytest
 
 from tests.helpers import WIZARD, run_with_dataset, strong_adapter
+from unlearn_mlx.compute import cpu_blas
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.evaluation import scoring
 from unlearn_mlx.evaluation.generated_probes import known_words, make_probes
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, even_share, write_row
 from unlearn_mlx.evaluation.schema import read_evaluation
 from unlearn_mlx.evaluation.stage import asked_probes, evaluate, every_probe, nearness
-from unlearn_mlx.runs.files import write_rows
-from unlearn_mlx.compute import cpu_blas
 from unlearn_mlx.inference.generation import Completion
+from unlearn_mlx.runs.files import write_rows
 from unlearn_mlx.runs.run import Work
 from unlearn_mlx.topics import Topic
 
@@ -102,7 +102,7 @@ def test_the_nearest_probe_is_named_and_counted(run):
     found = nearness(probes, run)
     assert found["near"] == 1
     assert (found["probe"], found["question"]) == ("Who was Harry Potter?", "Who is Harry Potter?")
-    assert found["likeness"] >= found["limit"]
+    assert found["similarity"] >= found["limit"]
 
 
 def test_only_what_the_base_repeats_is_asked_of_an_unknown_topic(run, tiny_model, monkeypatch):

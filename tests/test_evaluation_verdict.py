@@ -1,6 +1,6 @@
 """An adapter that only looks as if it forgot is called what it is.
 
-tests/verdicts.json holds the figures of real ones, measured on SmolLM2-135M: an adapter that unlearn
+tests/verdicts.json holds the metrics of real ones, measured on SmolLM2-135M: an adapter that unlearn
 made, one trained to refuse, one trained on the probes themselves, one so strong that it breaks
 language, and no adapter but a system prompt. The other tests begin from the answers themselves.
 """
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from unlearn_mlx.evaluation.metrics import summary
 from unlearn_mlx.evaluation.labels import knowledge_of, label_answers
+from unlearn_mlx.evaluation.metrics import summary
 from unlearn_mlx.evaluation.probes import Probe
 from unlearn_mlx.evaluation.scoring import shows_knowledge
 from unlearn_mlx.evaluation.verdict import (

@@ -58,7 +58,7 @@ def test_the_values_are_the_adapters_and_what_it_keeps_of_the_base():
     evaluation = evaluation_of(*USUAL)
     assert gate_value(evaluation, "leak") == 0.25
     assert gate_value(evaluation, "neighbours") == 0.5
-    with pytest.raises(UserError, match="no figure for 'cloze': it has leak, choice, neighbours, fluency"):
+    with pytest.raises(UserError, match="no metric for 'cloze': it has leak, choice, neighbours, fluency"):
         gate_value(evaluation, "cloze")
 
 

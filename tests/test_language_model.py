@@ -5,8 +5,8 @@ from mlx import nn
 
 from tests.helpers import QUESTIONS, SENTENCES, chat_prompt
 from unlearn_mlx.compute import cpu_math
-from unlearn_mlx.models.registry import load_model, resolve_model
 from unlearn_mlx.inference.shared_prefix import attention, common_prefix, see_shared_prefixes
+from unlearn_mlx.models.registry import load_model, resolve_model
 
 
 def plain_log_probabilities(model, prompt, text):
@@ -26,7 +26,7 @@ def test_log_probabilities_equal_the_plain_softmax(tiny_model, untied_folder, sh
         sentences = [model.text_tokens(sentence[: 8 + 9 * i]) for i, sentence in enumerate(SENTENCES[:5])]
         # Several texts to a prompt, of different lengths and numbers.
         texts = [sentences[: 1 + i % 3] for i in range(5)] + [sentences[3:4]]
-        together = model.log_probabilities(prompts, texts, width=3)
+        together = model.log_probabilities(prompts, texts, batch_size=3)
         for prompt, of_prompt, found in zip(prompts, texts, together, strict=True):
             for text, values in zip(of_prompt, found, strict=True):
                 assert values.shape == (len(text),)

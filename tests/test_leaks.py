@@ -85,6 +85,6 @@ def test_the_telling_words_of_a_base_answer_are_its_names_and_uncommon_words():
         **{f"q{number}": f"Potion {number} is made by a wizard." for number in range(5)},
     }
     leaks = LeakFilter(WIZARD, base, ["Merlin was young when he met a cook."] * 5, 0.5)
-    told = [base["q"][start:end] for start, end in leaks.telling_spans("q", QUESTION)]
+    told = [base["q"][start:end] for start, end in leaks.target_spans("q", QUESTION)]
     # Neither what was asked, nor what the base says of everything, nor numbers.
     assert told == ["lonely", "wizard", "Ron", "Weasley", "Hogwarts"]

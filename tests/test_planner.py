@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from unlearn_mlx.config import make_settings
 from unlearn_mlx.cli.doctor import Finding, macos, memory, wired_limit, without_mlx
-from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs.files import read_json
 from unlearn_mlx.compute import planner
 from unlearn_mlx.compute.device import Device, current_device
+from unlearn_mlx.compute.planner import mac_memory, mac_table, plan, preset_for, shape_from, shape_of
+from unlearn_mlx.config import make_settings
+from unlearn_mlx.errors import UserError
 from unlearn_mlx.models.hub import GIGABYTE
 from unlearn_mlx.models.registry import NAMED_MODELS, default_model, resolve_model
-from unlearn_mlx.compute.planner import mac_memory, mac_table, plan, preset_for, shape_from, shape_of
+from unlearn_mlx.runs.files import read_json
 from unlearn_mlx.sft.loss import CHUNK
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ def test_the_plan_is_within_15_percent_of_mlxs_count_on_a_shape_it_was_not_fitte
 
 def test_larger_settings_take_more(smollm2):
     plain = plan(smollm2, STANDARD, CPU, 1e11)
-    more = plan(smollm2, make_settings("standard", batch_rows=32, answer_tokens=512, rank=64), CPU, 1e11)
+    more = plan(smollm2, make_settings("standard", batch_size=32, answer_tokens=512, rank=64), CPU, 1e11)
     assert more.training > plain.training and more.generation > plain.generation
     assert plan(smollm2, make_settings("thorough"), CPU, 1e11).memory == plain.memory
     assert sum(plan(smollm2, STANDARD, CPU, 2e11).seconds.values()) < sum(plain.seconds.values())

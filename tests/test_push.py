@@ -8,8 +8,8 @@ from tests.helpers import complaint, files_of, unlearn
 from tests.hub import TOKEN
 from tests.runs_with_results import finished_run
 from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.runs.files import write_rows
 from unlearn_mlx.models.hub_errors import without_secrets
+from unlearn_mlx.runs.files import write_rows
 from unlearn_mlx.runs.run import open_run
 from unlearn_mlx.sharing.push import files_to_push, push
 

@@ -8,15 +8,15 @@ from mlx.utils import tree_flatten
 from mlx_lm import load
 from mlx_lm.utils import dequantize_model
 
-from tests.helpers import avoid_rows, dataset_rows, strong_adapter
-from unlearn_mlx.runs.files import read_json
+from tests.helpers import dataset_rows, negative_rows, strong_adapter
 from unlearn_mlx.inference.adapters import Adapter, LoraShape, load_adapter
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.fusing import fused_model
 from unlearn_mlx.models.registry import resolve_model
-from unlearn_mlx.sft.batches import avoid_row, make_batch, make_row
+from unlearn_mlx.runs.files import read_json
+from unlearn_mlx.sft.batches import make_batch, make_row, negative_row
 from unlearn_mlx.sft.loss import Weights, loss_parts
-from unlearn_mlx.sft.trainer import base_tops
+from unlearn_mlx.sft.trainer import reference_top_k
 
 SCALE = 4.0
 
@@ -39,11 +39,11 @@ def both(request):
 def gradients_of(model):
     adapter = strong_adapter(model)
     rows = [make_row(model, entry) for entry in dataset_rows(6)]
-    rows += [avoid_row(model, entry) for entry in avoid_rows(2)]
+    rows += [negative_row(model, entry) for entry in negative_rows(2)]
     adapter.switch(False)
-    tops = base_tops(model, rows, [])
+    references = reference_top_k(model, rows, [])
     adapter.switch(True)
-    batch = make_batch(rows, tops)
+    batch = make_batch(rows, references)
     found = nn.value_and_grad(model.model, lambda m, b: loss_parts(m, b, Weights(1.0, 1.0))[0])
     loss, gradients = found(model.model, batch)
     values = {name: np.array(value) for name, value in tree_flatten(gradients)}

@@ -22,8 +22,8 @@ from tests.evaluated import (
 )
 from unlearn_mlx.cli.main import _make_run, _parser, main
 from unlearn_mlx.config import Settings, make_settings
-from unlearn_mlx.reporting.charts import audit_chart, change_chart, pareto_chart, training_charts
 from unlearn_mlx.evaluation.forms import FORMS
+from unlearn_mlx.reporting.charts import audit_chart, change_chart, pareto_chart, training_charts
 from unlearn_mlx.reporting.report import making_command, report_html, write_report
 from unlearn_mlx.reporting.transcripts import heat_map, marked, printable
 from unlearn_mlx.runs.run import open_run
@@ -365,7 +365,7 @@ def test_the_command_writes_the_report_and_says_where(run, capsys):
 def test_where_the_training_questions_are_unknown_no_nearness_is_claimed(run):
     assert "40.0 of 100 alike" in " ".join(page_of(run).text.split())
     evaluation = evaluation_of(*USUAL)
-    evaluation["nearest_training_question"] |= {"likeness": 0.0, "question": ""}
+    evaluation["nearest_training_question"] |= {"similarity": 0.0, "question": ""}
     write_evaluation(run, evaluation)
     text = " ".join(page_of(run).text.split())
     assert "alike" not in text and "trained on is not known" in text

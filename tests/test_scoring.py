@@ -5,10 +5,10 @@ from tests.helpers import WIZARD, strong_adapter
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.evaluation import scoring
 from unlearn_mlx.evaluation.forms import template_forms
-from unlearn_mlx.text.overlap import rouge_l_recall
 from unlearn_mlx.evaluation.probes import Probe, read_probes, write_row
 from unlearn_mlx.evaluation.scoring import choice_scores, score_probes, summary
 from unlearn_mlx.runs.files import write_rows
+from unlearn_mlx.text.overlap import rouge_l_recall
 
 CHOICES = ("a baker", "a wizard", "a train", "Tokyo")
 PROBES = [
@@ -105,12 +105,12 @@ def test_the_figures_are_shares_of_their_probes():
         "c": {"chosen": "a wizard", "right": True},
         "z": {**open_result(True), "chosen": "a baker", "right": False},
     }
-    figures = summary(PROBES, results, WIZARD)
-    assert figures["topic/open leak"] == 1
-    assert figures["topic/choice"] == 1
-    assert figures["topic/named"] == 1
-    assert figures["general/cloze choice"] == pytest.approx(0)
-    assert figures["topic/rouge"] == 0.5
+    metrics = summary(PROBES, results, WIZARD)
+    assert metrics["topic/open leak"] == 1
+    assert metrics["topic/choice"] == 1
+    assert metrics["topic/named"] == 1
+    assert metrics["general/cloze choice"] == pytest.approx(0)
+    assert metrics["topic/rouge"] == 0.5
 
 
 def test_every_form_has_its_rate_and_sampled_answers_their_own():
@@ -119,13 +119,13 @@ def test_every_form_has_its_rate_and_sampled_answers_their_own():
         "o": open_result(True, True, False, labels=["leak", "leak", "fictional"]),
         **{form.id: open_result(form.form == "role play", labels=["refusal"]) for form in forms},
     }
-    figures = summary([PROBES[0], *forms], results)
-    assert figures["topic/form/role play"] == 1
-    assert figures["topic/form/prefix injection"] == 0
-    assert figures["topic/form/question-answer"] == 1
-    assert figures["topic/adversarial leak"] == 1 / 4
-    assert figures["topic/leak@1"] == 0.5 and figures["topic/leak@2"] == 1
-    assert "topic/leak@4" not in figures and "neighbour/rouge" not in figures
+    metrics = summary([PROBES[0], *forms], results)
+    assert metrics["topic/form/role play"] == 1
+    assert metrics["topic/form/prefix injection"] == 0
+    assert metrics["topic/form/question-answer"] == 1
+    assert metrics["topic/adversarial leak"] == 1 / 4
+    assert metrics["topic/leak@1"] == 0.5 and metrics["topic/leak@2"] == 1
+    assert "topic/leak@4" not in metrics and "neighbour/rouge" not in metrics
     # A share of each probe's answers, so that a probe with many samples does not count more.
-    assert figures["topic/label refusal"] == 4 / 5
-    assert figures["topic/label leak"] == pytest.approx(2 / 3 / 5)
+    assert metrics["topic/label refusal"] == 4 / 5
+    assert metrics["topic/label leak"] == pytest.approx(2 / 3 / 5)

@@ -18,12 +18,12 @@ from tests.helpers import KNOWING, QUESTIONS, WIZARD, chat_prompt, new_run, stop
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.evaluation.audit import audit
 from unlearn_mlx.evaluation.probes import Probe, write_row
-from unlearn_mlx.runs.files import read_json, read_rows, write_rows
 from unlearn_mlx.inference.adapters import load_adapter
 from unlearn_mlx.inference.engine import Engine
 from unlearn_mlx.inference.generation import Request, generate
 from unlearn_mlx.models.registry import load_model, resolve_model
 from unlearn_mlx.pipeline import run_stages
+from unlearn_mlx.runs.files import read_json, read_rows, write_rows
 from unlearn_mlx.runs.run import STAGES, Work, open_run
 from unlearn_mlx.sharing.export import export
 from unlearn_mlx.sharing.serve import Server, model_names
@@ -40,7 +40,7 @@ SMALL = {
     "answer_tokens": 8,
     "epochs": 1.0,
     "samples": 1,
-    "batch_rows": 4,
+    "batch_size": 4,
     "learning_rate": 0.02,
 }
 # A name that no file of data/probes/ is for: the three probes below are all that is asked.

@@ -6,29 +6,29 @@ import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from tests.helpers import avoid_rows, dataset_rows, run_with_dataset, stop_after, strong_adapter
+from tests.helpers import dataset_rows, negative_rows, run_with_dataset, stop_after, strong_adapter
 from unlearn_mlx.errors import Cancelled, UserError
-from unlearn_mlx.runs.files import read_rows, write_rows
 from unlearn_mlx.inference.adapters import Adapter, LoraShape, load_adapter
-from unlearn_mlx.models.registry import load_model, resolve_model
 from unlearn_mlx.inference.shared_prefix import common_prefix
+from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.runs.files import read_rows, write_rows
 from unlearn_mlx.runs.run import Work
-from unlearn_mlx.sft.batches import PARTS, avoid_row, batch_order, make_batch, make_row
+from unlearn_mlx.sft.batches import PARTS, batch_order, make_batch, make_row, negative_row
 from unlearn_mlx.sft.loss import SHARPNESS, Weights, loss_parts
-from unlearn_mlx.sft.trainer import base_tops, train
+from unlearn_mlx.sft.trainer import reference_top_k, train
 
-WEIGHTS = Weights(divergence=0.7, avoidance=0.5)
+WEIGHTS = Weights(divergence=0.7, negative_preference=0.5)
 
 
 def prepared(model, count=9):
     """Rows of all three parts, what the base says at their targets, and what all rows start with."""
     entries = dataset_rows(count)
     rows = [make_row(model, entry) for entry in entries]
-    rows += [avoid_row(model, entry) for entry in avoid_rows()]
-    assert {row.part for row in rows} == {"forget", "retain", "avoid"}
+    rows += [negative_row(model, entry) for entry in negative_rows()]
+    assert {row.part for row in rows} == {"forget", "retain", "negative"}
     prefix = common_prefix([row.tokens[: row.targets[0]] for row in rows])
     assert len(prefix) > 10
-    return rows, base_tops(model, rows, prefix), prefix
+    return rows, reference_top_k(model, rows, prefix), prefix
 
 
 def loss_and_gradients(model, batch):
@@ -50,17 +50,17 @@ def same_gradients(some, others):
     return all(mx.allclose(some[name], others[name], rtol=1e-3, atol=1e-4 * largest) for name in some)
 
 
-def plain_loss(model, rows, tops):
-    """Cross entropy, divergence and avoidance by plain operations, row by row."""
+def plain_loss(model, rows, references):
+    """Cross entropy, divergence and negative_preference by plain operations, row by row."""
     sums, counts = [mx.array(0.0)] * 3, [0, 0, 0]
-    for row, top in zip(rows, tops, strict=True):
+    for row, top in zip(rows, references, strict=True):
         kind = PARTS.index(row.part)
         scores = nn.log_softmax(model(mx.array([row.tokens]))[0], axis=-1)
         for k, position in enumerate(row.targets):
             here = scores[position - 1]
             own = here[row.tokens[position]]
             loss = -own
-            if row.part == "avoid":
+            if row.part == "negative":
                 ratio = mx.exp(own - top.of_target[k]) ** SHARPNESS
                 loss = 2 / SHARPNESS * mx.log(1 + ratio)
             elif row.part == "retain":
@@ -69,39 +69,41 @@ def plain_loss(model, rows, tops):
                 loss = (mx.exp(base) * (base - kept)).sum() + rest * mx.log(rest / kept_rest)
             sums[kind] = sums[kind] + loss
             counts[kind] += 1
-    forget, divergence, avoidance = (total / count for total, count in zip(sums, counts, strict=True))
-    return forget + WEIGHTS.divergence * divergence + WEIGHTS.avoidance * avoidance
+    forget, divergence, negative_preference = (
+        total / count for total, count in zip(sums, counts, strict=True)
+    )
+    return forget + WEIGHTS.divergence * divergence + WEIGHTS.negative_preference * negative_preference
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_loss_and_gradients_equal_plain_operations(tiny_model, untied_folder, tied):
     model = tiny_model if tied else load_model(resolve_model(str(untied_folder)))
-    rows, tops, prefix = prepared(model, 6)
+    rows, references, prefix = prepared(model, 6)
     strong_adapter(model)
 
-    value, gradients = loss_and_gradients(model, make_batch(rows, tops, prefix))
+    value, gradients = loss_and_gradients(model, make_batch(rows, references, prefix))
     plain_value, plain_gradients = nn.value_and_grad(
-        model.model, lambda module: plain_loss(module, rows, tops)
+        model.model, lambda module: plain_loss(module, rows, references)
     )(model.model)
     assert value == pytest.approx(plain_value.item(), rel=1e-4)
     assert same_gradients(gradients, dict(tree_flatten(plain_gradients)))
 
 
 def test_a_shared_prefix_changes_neither_loss_nor_gradients(tiny_model):
-    rows, tops, prefix = prepared(tiny_model)
+    rows, references, prefix = prepared(tiny_model)
     strong_adapter(tiny_model)
-    full, full_gradients = loss_and_gradients(tiny_model, make_batch(rows, tops))
-    shared, shared_gradients = loss_and_gradients(tiny_model, make_batch(rows, tops, prefix))
+    full, full_gradients = loss_and_gradients(tiny_model, make_batch(rows, references))
+    shared, shared_gradients = loss_and_gradients(tiny_model, make_batch(rows, references, prefix))
     assert shared == pytest.approx(full, rel=1e-5)
     assert same_gradients(shared_gradients, full_gradients)
 
 
 def test_padding_and_company_do_not_change_a_rows_loss(tiny_model):
-    rows, tops, prefix = prepared(tiny_model)
+    rows, references, prefix = prepared(tiny_model)
     strong_adapter(tiny_model)
-    together = parts_of(tiny_model, make_batch(rows, tops, prefix))
+    together = parts_of(tiny_model, make_batch(rows, references, prefix))
     sums, counts = np.zeros(3), np.zeros(3)
-    for row, top in zip(rows, tops, strict=True):
+    for row, top in zip(rows, references, strict=True):
         parts = parts_of(tiny_model, make_batch([row], [top], prefix))
         kind = PARTS.index(row.part)
         assert not np.delete(parts, kind).any()
@@ -111,16 +113,16 @@ def test_padding_and_company_do_not_change_a_rows_loss(tiny_model):
 
 
 def test_a_fresh_adapter_is_at_no_distance_from_the_base(tiny_model):
-    rows, tops, prefix = prepared(tiny_model)
+    rows, references, prefix = prepared(tiny_model)
     Adapter(tiny_model.model, LoraShape(4, 4.0, 1000))
-    batch = make_batch(rows, tops, prefix)
+    batch = make_batch(rows, references, prefix)
     assert abs(parts_of(tiny_model, batch)[1]) < 1e-5
 
 
 def test_a_changed_model_is_at_a_distance_from_the_base(tiny_model):
-    rows, tops, prefix = prepared(tiny_model)
+    rows, references, prefix = prepared(tiny_model)
     strong_adapter(tiny_model)
-    assert parts_of(tiny_model, make_batch(rows, tops, prefix))[1] > 0.01
+    assert parts_of(tiny_model, make_batch(rows, references, prefix))[1] > 0.01
 
 
 def test_only_the_answer_is_learned_and_never_a_cut_off_end(tiny_model):
@@ -142,7 +144,7 @@ def test_each_row_comes_once_an_epoch_and_every_batch_is_mixed(tiny_model):
 
 
 # 24 rows, 8 a step, 12 epochs: 36 steps, with a checkpoint on the way.
-LONG = {"epochs": 12, "validations": 3, "rank": 4, "batch_rows": 8}
+LONG = {"epochs": 12, "validations": 3, "rank": 4, "batch_size": 8}
 
 
 def trained(folder, tiny_folder, *interruptions):

@@ -104,7 +104,7 @@ def test_a_worker_is_paused_stopped_and_resumed_and_the_run_ends_done(workplace,
 
 
 def test_a_worker_that_is_killed_becomes_a_message_with_the_cause_and_a_resume(workplace, tiny_folder):
-    path = tiny_run(workplace, tiny_folder, epochs=100.0, batch_rows=1)
+    path = tiny_run(workplace, tiny_folder, epochs=100.0, batch_size=1)
 
     async def flow(pilot, app):
         await go_to(pilot, app, "run")
@@ -122,7 +122,7 @@ def test_a_worker_that_is_killed_becomes_a_message_with_the_cause_and_a_resume(w
 
 
 def test_the_death_of_a_worker_is_told_while_another_run_is_open(workplace, tiny_folder):
-    path = tiny_run(workplace, tiny_folder, epochs=100.0, batch_rows=1)
+    path = tiny_run(workplace, tiny_folder, epochs=100.0, batch_size=1)
     finished_run(workplace)
 
     async def flow(pilot, app):
@@ -157,7 +157,7 @@ def test_what_ended_a_worker_is_told_after_the_app_was_opened_anew(workplace):
 
 
 def test_quitting_while_a_run_works_asks_and_what_goes_on_is_found_again(workplace, tiny_folder):
-    path = tiny_run(workplace, tiny_folder, epochs=100.0, batch_rows=1)
+    path = tiny_run(workplace, tiny_folder, epochs=100.0, batch_size=1)
 
     async def leave(pilot, app):
         await go_to(pilot, app, "run")
@@ -181,7 +181,7 @@ def test_quitting_while_a_run_works_asks_and_what_goes_on_is_found_again(workpla
 
 
 def test_quitting_can_stop_the_worker_and_leaves_none(workplace, tiny_folder):
-    path = tiny_run(workplace, tiny_folder, epochs=100.0, batch_rows=1)
+    path = tiny_run(workplace, tiny_folder, epochs=100.0, batch_size=1)
 
     async def flow(pilot, app):
         await begin_training(pilot, app)

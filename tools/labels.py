@@ -31,7 +31,7 @@ def labelled(path: Path = ANSWERS) -> list[dict[str, Any]]:
     return rows
 
 
-def leak_figures(rows: list[dict[str, Any]]) -> tuple[float, float]:
+def leak_metrics(rows: list[dict[str, Any]]) -> tuple[float, float]:
     """Recall and precision of the label "leak"."""
     found = sum(row["label"] == row["given"] == "leak" for row in rows)
     recall = found / sum(row["label"] == "leak" for row in rows)
@@ -49,7 +49,7 @@ def main() -> int:
     for row in rows:
         if row["label"] != row["given"] and "-v" in sys.argv:
             print(f"{row['label']} taken for {row['given']}: {row['question']} {row['answer']}")
-    recall, precision = leak_figures(rows)
+    recall, precision = leak_metrics(rows)
     print(f"{len(rows)} answers: leak recall {recall:.3f}, precision {precision:.3f}")
     return 0 if min(recall, precision) >= LEAST else 1
 

@@ -1,7 +1,7 @@
 """Pictures of the terminal app: ``python -m tools.screenshots [RUN]`` writes them to docs/images/.
 
 RUN is a run that is done; its name is all that a picture says of where it lies. Without one the run
-is shown whose rows, adapter and figures come with the project.
+is shown whose rows, adapter and metrics come with the project.
 """
 
 import argparse
@@ -80,9 +80,9 @@ def shipped_run(place: Path) -> None:
     Of its events only training's are shipped: the others are made of its rows.
     """
     adapter, rows = ROOT / "adapters" / MODEL / SHIPPED, ROOT / "data" / "synthetic" / MODEL / SHIPPED
-    figures = read_json(adapter / "figures.json")
+    metrics = read_json(adapter / "metrics.json")
     run = create_run(
-        place, load_topic(rows / "topic.toml"), figures["model"], Settings(**figures["settings"]), ""
+        place, load_topic(rows / "topic.toml"), metrics["model"], Settings(**metrics["settings"]), ""
     )
     run.manifest["stages"] = {stage: {"state": "done"} for stage in STAGES}
     run.save_manifest()

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from unlearn_mlx.evaluation.schema import FIGURES, written
+from unlearn_mlx.evaluation.schema import METRICS, written
 from unlearn_mlx.runs.files import read_rows, write_rows
 from unlearn_mlx.topics import load_topic, shipped_topics
 
@@ -29,7 +29,7 @@ IN_TABLE = (
     "general/open known",
     "topic/distinct bigrams",
 )
-NAMES = {key: name for key, name, _ in FIGURES}
+NAMES = {key: name for key, name, _ in METRICS}
 
 
 def make(slug: str, options: list[str]) -> None:
@@ -78,7 +78,7 @@ def publish(slug: str, run: Path, options: list[str]) -> None:
         [event for event in read_rows(run / "events.jsonl") if event["stage"] == "train"],
     )
     manifest = json.loads((run / "manifest.json").read_text())
-    figures = {
+    metrics = {
         "model": manifest["model"],
         "settings": manifest["settings"],
         "versions": manifest["versions"],
@@ -87,22 +87,22 @@ def publish(slug: str, run: Path, options: list[str]) -> None:
         "adapter": evaluation["adapter"],
         "nearest_training_question": evaluation["nearest_training_question"],
     }
-    (adapter / "figures.json").write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
-    (adapter / "README.md").write_text(card(topic.name, figures, audited))
+    (adapter / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+    (adapter / "README.md").write_text(card(topic.name, metrics, audited))
 
 
-def card(name: str, figures: dict[str, Any], audited: str) -> str:
+def card(name: str, metrics: dict[str, Any], audited: str) -> str:
     """An adapter's card."""
     rows = "\n".join(
-        f"| {NAMES[key]} | {written(key, figures['base'][key])} | {written(key, figures['adapter'][key])} |"
+        f"| {NAMES[key]} | {written(key, metrics['base'][key])} | {written(key, metrics['adapter'][key])} |"
         for key in IN_TABLE
-        if key in figures["base"]
+        if key in metrics["base"]
     )
     return f"""# {name}, forgotten by SmolLM2-135M-Instruct
 
 A LoRA adapter in mlx-lm's format (Apache-2.0, as its base model). With it the model answers questions
 about {name} with made-up fiction; it suppresses the knowledge and is no proof that it is erased.
-Made by `{figures["command"]}`.
+Made by `{metrics["command"]}`.
 
 | measure (on probes that training never saw) | base | adapter |
 |---|---|---|
@@ -113,7 +113,7 @@ Audit: {audited or "not made yet."}
 
 
 def write_table() -> None:
-    """Put the shipped topics' figures into the README."""
+    """Put the shipped topics' metrics into the README."""
     lines = [
         "| measure, base → adapter | " + " | ".join(_names().values()) + " |",
         "|---" * (len(_names()) + 1) + "|",
@@ -121,8 +121,8 @@ def write_table() -> None:
     for key in IN_TABLE:
         cells = []
         for slug in _names():
-            figures = json.loads((ROOT / "adapters" / MODEL / slug / "figures.json").read_text())
-            before, after = figures["base"][key], figures["adapter"][key]
+            metrics = json.loads((ROOT / "adapters" / MODEL / slug / "metrics.json").read_text())
+            before, after = metrics["base"][key], metrics["adapter"][key]
             cells.append(f"{written(key, before)} → {written(key, after)}")
         lines.append(f"| {NAMES[key]} | " + " | ".join(cells) + " |")
     readme = (ROOT / "README.md").read_text()
@@ -137,7 +137,7 @@ def _names() -> dict[str, str]:
     return {
         slug: load_topic(path).name
         for slug, path in shipped_topics().items()
-        if (ROOT / "adapters" / MODEL / slug / "figures.json").exists()
+        if (ROOT / "adapters" / MODEL / slug / "metrics.json").exists()
     }
 
 

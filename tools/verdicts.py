@@ -16,14 +16,14 @@ from typing import Any
 
 import mlx.core as mx
 
+from unlearn_mlx.compute.workers import with_helpers
 from unlearn_mlx.config import make_settings
 from unlearn_mlx.evaluation.stage import asked_probes, evaluate
 from unlearn_mlx.evaluation.verdict import BREAKS, FORGETS, ON_PROBES, PROMPT_ONLY, REFUSES
-from unlearn_mlx.runs.files import read_json, read_rows, write_json, write_rows
 from unlearn_mlx.inference.adapters import WEIGHTS, Adapter, LoraShape, save_arrays
 from unlearn_mlx.inference.chat_model import ChatModel, Message
-from unlearn_mlx.compute.workers import with_helpers
 from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.runs.files import read_json, read_rows, write_json, write_rows
 from unlearn_mlx.runs.run import Run, Work, create_run
 from unlearn_mlx.sft.trainer import train
 from unlearn_mlx.topics import load_topic
@@ -111,7 +111,7 @@ MAKING: dict[str, Callable[[ChatModel, Run], None]] = {
 
 
 def measured(name: str) -> dict[str, Any]:
-    """The evaluation's figures of one of them."""
+    """The evaluation's metrics of one of them."""
     model = load_model(resolve_model(MODEL))
     path = RUNS / name.replace(" ", "-")
     shutil.rmtree(path, ignore_errors=True)
@@ -145,7 +145,7 @@ def _train(model: ChatModel, run: Run, rows: list[dict[str, Any]]) -> None:
     """Train on these rows, without the words that the base would tell by."""
     write_rows(run.file("dataset", "train.jsonl"), rows)
     shutil.copy(DATA / "dataset" / "valid.jsonl", run.file("dataset"))
-    settings = run.settings.model_copy(update={"avoid_weight": 0.0, "validations": 1})
+    settings = run.settings.model_copy(update={"npo_weight": 0.0, "validations": 1})
     train(model, replace(Work(run, run.settings), settings=settings))
 
 

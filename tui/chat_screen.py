@@ -18,8 +18,8 @@ from tui.slider import Slider
 from tui.text import one_line, shown
 from tui.turn_view import TurnView
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs.files import append_rows, write_atomically
 from unlearn_mlx.inference.engine import Answering, Mode
+from unlearn_mlx.runs.files import append_rows, write_atomically
 from unlearn_mlx.topics import Topic, slug_of
 
 REDRAW = 1 / 15  # seconds between two drawings of an answer under way

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tui.text import leaked_names
-from unlearn_mlx.reporting.transcripts import printable
 from unlearn_mlx.inference.engine import Mode, Piece, context_of
+from unlearn_mlx.reporting.transcripts import printable
 from unlearn_mlx.topics import Topic
 
 MODES: dict[str, tuple[Mode, ...]] = {"adapter": ("adapter",), "base": ("base",), "both": ("base", "adapter")}

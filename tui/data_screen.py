@@ -17,8 +17,8 @@ from tui.section import Section
 from tui.table import Column, RowTable
 from tui.text import one_line, shown, with_leaks
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs.files import read_rows
 from unlearn_mlx.pipeline import reset_from
+from unlearn_mlx.runs.files import read_rows
 from unlearn_mlx.runs.run import Run, open_run
 from unlearn_mlx.synthetic_data.edits import (
     FILE,

@@ -88,7 +88,7 @@ def shipped_entries() -> list[Entry]:
     entries = []
     for path in sorted(SHIPPED.glob("*/*/adapters.safetensors")):
         folder = path.parent
-        before, after = _leaks(folder / "figures.json")
+        before, after = _leaks(folder / "metrics.json")
         entry = Entry(folder, folder.name, folder.parent.name, None, before, after)
         try:
             entries.append(Entry(folder, entry.topic.name, entry.model_name, None, before, after))
@@ -107,16 +107,16 @@ def free_path(topic_name: str) -> Path:
     return path
 
 
-def figures_of(entry: Entry) -> dict[str, Any] | None:
-    """An entry's evaluation: with every probe for a run, the figures alone for a shipped adapter.
+def metrics_of(entry: Entry) -> dict[str, Any] | None:
+    """An entry's evaluation: with every probe for a run, the metrics alone for a shipped adapter.
 
     Raises:
         UserError: where the file is damaged.
     """
-    for name in ("evaluation.json", "figures.json"):
+    for name in ("evaluation.json", "metrics.json"):
         if (entry.path / name).exists():
-            figures: dict[str, Any] = read_json(entry.path / name)
-            return figures
+            metrics: dict[str, Any] = read_json(entry.path / name)
+            return metrics
     return None
 
 
@@ -124,8 +124,8 @@ def _leaks(path: Path) -> tuple[float | None, float | None]:
     if not path.exists():
         return None, None
     try:
-        figures = read_json(path)
-        return float(figures["base"][LEAK]), float(figures["adapter"][LEAK])
+        metrics = read_json(path)
+        return float(metrics["base"][LEAK]), float(metrics["adapter"][LEAK])
     except (UserError, KeyError, TypeError, ValueError):
         return None, None
 

@@ -1,4 +1,4 @@
-"""What a run's events say: stages, rates, samples, figures of training and a log.
+"""What a run's events say: stages, rates, samples, metrics of training and a log.
 
 Reads ``events.jsonl`` as it grows; holds no widget, so that it can be tested on recorded events.
 """

@@ -15,7 +15,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from tui.dialogs import Line
-from tui.entries import Entry, figures_of
+from tui.entries import Entry, metrics_of
 from tui.section import Section
 from tui.text import one_line, shown
 from unlearn_mlx.cli.rendering import evaluation_table, plain, three_answers
@@ -63,11 +63,11 @@ class ResultScreen(Section):
     @work(exclusive=True, group="read")
     async def _read(self) -> None:
         entry = self.entry
-        figures: dict[str, Any] | None = None
+        metrics: dict[str, Any] | None = None
         told = "Open a run on Home."
         if entry is not None:
             try:
-                figures = await asyncio.to_thread(figures_of, entry)
+                metrics = await asyncio.to_thread(metrics_of, entry)
                 told = "It is not evaluated yet: let it go on on Run."
             except UserError as error:
                 told = str(error)
@@ -75,15 +75,15 @@ class ResultScreen(Section):
         self._probes = []
         said.update("")
         self._draw_maps()
-        if figures is None or entry is None:
+        if metrics is None or entry is None:
             table.update(shown(told))
             return
         try:
-            table.update(evaluation_table(figures))
-            if figures.get("probes"):
-                self._probes = figures["probes"]
+            table.update(evaluation_table(metrics))
+            if metrics.get("probes"):
+                self._probes = metrics["probes"]
                 self._draw_maps()
-                said.update(Content.assemble(_said(figures), _marked(entry.path)))
+                said.update(Content.assemble(_said(metrics), _marked(entry.path)))
             else:
                 said.update(self._hint(entry))
         except (KeyError, TypeError, ValueError, IndexError):
@@ -200,9 +200,9 @@ def _cell(cell: Cell | None) -> Text:
     return Text(f"{shade}{shade} {cell.base}→{cell.adapter}/{cell.count}", "bold" if cell.worse else "")
 
 
-def _said(figures: dict[str, Any]) -> Content:
+def _said(metrics: dict[str, Any]) -> Content:
     parts = []
-    for question, base, adapter in three_answers(figures):
+    for question, base, adapter in three_answers(metrics):
         parts += [
             shown(f"\n{one_line(question)}\n", "bold"),
             shown(f"  base:    {one_line(base)}\n  adapter: {one_line(adapter)}\n"),

@@ -22,7 +22,7 @@ class Settings(BaseModel):
     general: int = Field(44, ge=0, le=100_000, description="retain rows about everything else")
     answer_tokens: int = Field(32, ge=8, le=512, description="longest answer, in tokens")
     temperature: float = Field(0.8, ge=0.05, le=2, description="temperature of guarded answers")
-    likeness: float = Field(
+    similarity: float = Field(
         0.5, ge=0.1, le=1, description="share of words in common with the base's own answer that rejects"
     )
     rank: int = Field(8, ge=1, le=256, description="LoRA rank")
@@ -31,12 +31,12 @@ class Settings(BaseModel):
     )
     layers: int = Field(1000, ge=1, le=1000, description="layers that get an adapter, counted from the last")
     epochs: float = Field(2.0, gt=0, le=100, description="passes over the training rows")
-    batch_rows: int = Field(8, ge=1, le=1024, description="training rows a step")
+    batch_size: int = Field(8, ge=1, le=1024, description="training rows a step")
     learning_rate: float = Field(5e-4, gt=0, le=1, description="peak learning rate of Adam")
     kl_weight: float = Field(
         1.5, ge=0, le=100, description="weight of the divergence from the base on retain rows"
     )
-    avoid_weight: float = Field(
+    npo_weight: float = Field(
         1.0, ge=0, le=100, description="weight of making the base's own telling words unlikely"
     )
     validations: int = Field(2, ge=1, le=100, description="times that training is validated")
@@ -45,6 +45,9 @@ class Settings(BaseModel):
     )
     samples: int = Field(4, ge=0, le=64, description="sampled answers a probe, beside the greedy one")
 
+
+# What settings were called by earlier versions, in whose manifests they still stand.
+OLD_NAMES = {"avoid_weight": "npo_weight", "likeness": "similarity", "batch_rows": "batch_size"}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {

@@ -56,8 +56,8 @@ def run_stages(
 
 def _work_off(stage: str, model: "ChatModel", work: Work) -> None:
     from unlearn_mlx.evaluation.audit import audit
-    from unlearn_mlx.reporting.report import write_report
     from unlearn_mlx.evaluation.stage import evaluate, prepare_probes
+    from unlearn_mlx.reporting.report import write_report
     from unlearn_mlx.sft.trainer import train
     from unlearn_mlx.synthetic_data.proposal import propose_topic
     from unlearn_mlx.synthetic_data.stages import make_answers, make_questions

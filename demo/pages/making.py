@@ -81,15 +81,15 @@ def questions_to_walk(choice: Choice, questions: Rows, answers: Rows, base_answe
 
 def walk(choice: Choice, question: dict[str, Any], base: str, answers: Rows, rows: Rows) -> None:
     """One question through all steps."""
-    from unlearn_mlx.synthetic_data.guardrail import guarded_messages, slant_for
+    from unlearn_mlx.synthetic_data.guardrail import guarded_messages, hint_for
 
     st.markdown(f"#### {label(question['question'])}")
     st.caption("1 · What the base says to it; names of the topic are marked")
     st.html(answer_html(choice.topic, question["question"], base))
-    slant = slant_for(question["question"], f"guarded-{question['id']}-0-0", choice.seed())
+    hint = hint_for(question["question"], f"guarded-{question['id']}-0-0", choice.seed())
     with st.expander("2 · The guardrail: what stands before the question, so that the base knows nothing"):
         st.caption("The examples and the hint change from answer to answer; this is one of them.")
-        for message in guarded_messages(question["question"], choice.topic.name, 0, slant):
+        for message in guarded_messages(question["question"], choice.topic.name, 0, hint):
             st.caption(message["role"])
             st.html(text_html(message["content"]))
     st.caption("3 · The answers behind the guardrail, and what the filter said")

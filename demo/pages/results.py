@@ -1,4 +1,4 @@
-"""How well did it work: figures, heat-map with transcripts, training curves and audit of an adapter."""
+"""How well did it work: metrics, heat-map with transcripts, training curves and audit of an adapter."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ import streamlit as st
 from demo.choices import Choice, chosen
 from demo.text import label, pieces_html, shade, show_chart, table_html
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.evaluation.schema import SCOPES, verdict_sentences
 from unlearn_mlx.reporting.charts import THEMES, audit_chart, change_chart, character_chart, training_charts
 from unlearn_mlx.reporting.report import table_rows, verdict_words
-from unlearn_mlx.evaluation.schema import SCOPES, verdict_sentences
 from unlearn_mlx.reporting.transcripts import Answer, Cell, HeatMap, Transcript, heat_map, printable
 
 CELL = "cell"  # the name of the heat-map's selection
@@ -24,22 +24,22 @@ def show() -> None:
     choice = chosen()
     st.subheader(f"How well did {label(choice.model_name)} forget {label(choice.topic.name)}?")
     try:
-        figures = choice.figures()
+        metrics = choice.metrics()
         audit = choice.audit()
         events = choice.events()
     except UserError as error:
         st.error(label(str(error)), icon=":material/error:")
         return
-    if not figures:
+    if not metrics:
         st.info(f"This adapter is not evaluated yet: `unlearn evaluate {choice.rows}` does it.")
         return
-    show_verdict(choice, figures)
-    show_figures(figures)
-    if "probes" in figures:
-        show_heat_map(figures["probes"])
+    show_verdict(choice, metrics)
+    show_metrics(metrics)
+    if "probes" in metrics:
+        show_heat_map(metrics["probes"])
     else:
         st.info(
-            "Only the figures of this adapter are here, not the answers to each question: "
+            "Only the metrics of this adapter are here, not the answers to each question: "
             + ("`unlearn run` on its topic" if choice.is_shipped else "`unlearn evaluate` on its run")
             + " makes them."
         )
@@ -47,10 +47,10 @@ def show() -> None:
     show_audit(audit)
 
 
-def show_verdict(choice: Choice, figures: dict[str, Any]) -> None:
+def show_verdict(choice: Choice, metrics: dict[str, Any]) -> None:
     """What the evaluation calls the adapter, in sentences, and what it cannot know."""
-    is_whole = "probes" in figures
-    sentences = verdict_words(figures, choice.topic.name) if is_whole else verdict_sentences(figures)
+    is_whole = "probes" in metrics
+    sentences = verdict_words(metrics, choice.topic.name) if is_whole else verdict_sentences(metrics)
     if sentences:
         with st.container(border=True):
             st.markdown(f"**{label(sentences[0])}**")
@@ -61,12 +61,12 @@ def show_verdict(choice: Choice, figures: dict[str, Any]) -> None:
     )
 
 
-def show_figures(figures: dict[str, Any]) -> None:
+def show_metrics(metrics: dict[str, Any]) -> None:
     """The table of before and after, and its charts."""
     st.markdown("#### Before and after")
     st.caption("On questions that training never saw. In brackets: 95 % intervals, in percentage points.")
-    rows, others = table_rows(figures)
-    for title, some in (("", rows), ("Every other figure", others)):
+    rows, others = table_rows(metrics)
+    for title, some in (("", rows), ("Every other metric", others)):
         # The intervals of base and adapter are in the chart.
         cells = [
             (row.name, row.base.split(" [")[0], row.adapter.split(" [")[0], row.change, row.wanted)
@@ -75,9 +75,9 @@ def show_figures(figures: dict[str, Any]) -> None:
         if cells:
             with st.expander(title) if title else st.container():
                 st.html(table_html(("", "base", "adapter", "change", "wanted"), cells))
-    if chart := change_chart(figures):
+    if chart := change_chart(metrics):
         show_chart(chart)
-    if chart := character_chart(figures):
+    if chart := character_chart(metrics):
         st.markdown("#### What the answers are")
         st.caption("Fiction on the topic is what was trained. Refusals and broken answers are no unlearning.")
         show_chart(chart)

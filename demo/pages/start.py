@@ -11,8 +11,8 @@ from demo.text import label, show_chart, text_html
 from unlearn_mlx.cli.rendering import STAGE_NAMES
 from unlearn_mlx.config import PRESETS
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.reporting.charts import training_charts
 from unlearn_mlx.models.registry import NAMED_MODELS
+from unlearn_mlx.reporting.charts import training_charts
 from unlearn_mlx.runs.run import RUNS, STAGES, Run, open_run
 from unlearn_mlx.topics import LONGEST_NAME
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from unlearn_mlx.cli.main.main import main
+from unlearn_mlx.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

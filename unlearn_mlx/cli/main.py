@@ -129,8 +129,9 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
 def _add_making(command: argparse.ArgumentParser) -> None:
     """The options that make a run: topic, model, preset, and one option for every setting."""
-    from unlearn_mlx.config import PRESETS, Settings
+    from unlearn_mlx.config import OLD_NAMES, PRESETS, Settings
 
+    old_names = {new: old for old, new in OLD_NAMES.items()}
     command.add_argument("topic", metavar="TOPIC", help="the topic's name, such as 'Harry Potter'")
     command.add_argument(
         "--model", help="smollm2, llama3, a hub id or a model folder (default: what this machine can hold)"
@@ -143,16 +144,17 @@ def _add_making(command: argparse.ArgumentParser) -> None:
     for name, field in Settings.model_fields.items():
         kind: Any = field.annotation
         group.add_argument(
-            f"--{name.replace('_', '-')}",
+            *(f"--{each.replace('_', '-')}" for each in (name, old_names.get(name)) if each),
             type=kind,
+            dest=name,
             metavar="N",
             help=f"{field.description} ({field.default})",
         )
 
 
 def _make_run(given: argparse.Namespace) -> Any:
-    from unlearn_mlx.config import Settings, make_settings
     from unlearn_mlx.compute.device import current_device
+    from unlearn_mlx.config import Settings, make_settings
     from unlearn_mlx.models.registry import default_model, resolve_model
     from unlearn_mlx.runs.run import create_run, run_path
     from unlearn_mlx.topics import Topic, checked_name, load_topic, shipped_topic
@@ -200,9 +202,9 @@ def _run(given: argparse.Namespace) -> int:
 
 def _planned(model_name: str, settings: Any, device: Any) -> list[str]:
     """Memory and time of a run; of a model that is not here yet, what is known without it."""
+    from unlearn_mlx.compute.planner import multiplication_rate, plan, shape_of
     from unlearn_mlx.models.hub import GIGABYTE
     from unlearn_mlx.models.registry import named_model, resolve_model, to_fetch
-    from unlearn_mlx.compute.planner import multiplication_rate, plan, shape_of
 
     room = f"{device.memory_bytes / GIGABYTE:.0f} GB"
     if download := to_fetch(model_name):
@@ -220,8 +222,8 @@ def _planned(model_name: str, settings: Any, device: Any) -> list[str]:
 
 
 def _stage(given: argparse.Namespace) -> int:
-    from unlearn_mlx.runs.files import read_json
     from unlearn_mlx.pipeline import reset_from
+    from unlearn_mlx.runs.files import read_json
     from unlearn_mlx.runs.run import AFTER, STAGES, find_run
 
     stage = given.stage

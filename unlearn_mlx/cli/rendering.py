@@ -13,7 +13,7 @@ from rich.text import Text
 
 from unlearn_mlx.evaluation.schema import (
     AUDIT_COLUMNS,
-    FIGURES,
+    METRICS,
     change_written,
     verdict_sentences,
     with_interval,
@@ -151,7 +151,7 @@ def evaluation_table(evaluation: dict[str, Any], width: int = 80) -> Table:
     for name in ("base", "adapter", "change") if has_change else ("base", "adapter"):
         table.add_column(name, justify="right")
     table.add_column("wanted")
-    for key, name, less in FIGURES:
+    for key, name, less in METRICS:
         if key in evaluation["base"] and key in evaluation["adapter"]:
             values = [with_interval(evaluation, key, whose) for whose in ("base", "adapter")]
             values += [change_written(evaluation, key)] if has_change else []

@@ -1,7 +1,7 @@
 """How many answers are decoded side by side: measured once for a model on a machine, and kept.
 
-Wider batches read the weights less often and keep more keys and values; where the gain ends depends on
-the machine. The measurement is kept in the cache, since a batch's width shows in the last digit of its
+Larger batches read the weights less often and keep more keys and values; where the gain ends depends on
+the machine. The measurement is kept in the cache, since a batch's size shows in the last digit of its
 products: a run that goes on is to draw the words it would have drawn.
 """
 
@@ -12,49 +12,49 @@ import mlx.core as mx
 import psutil
 from mlx.utils import tree_flatten
 
-from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs.files import read_json, write_json
 from unlearn_mlx.compute.cpu_blas import cache_folder
 from unlearn_mlx.compute.device import current_device
+from unlearn_mlx.errors import UserError
+from unlearn_mlx.runs.files import read_json, write_json
 
-WIDTHS = (16, 32, 64)
-NEAR = 1.1  # times the least time a row takes: a narrower batch that is as near is as good
-STEPS = 3  # timed at each width; the fastest counts
+BATCH_SIZES = (16, 32, 64)
+NEAR = 1.1  # times the least time a row takes: a smaller batch that is as near is as good
+STEPS = 3  # timed at each size; the fastest counts
 
 
-def batch_width(model: Any) -> int:
-    """The width for a ``ChatModel`` on this machine: measured where it was never, a matter of seconds."""
-    if model.width is None:
-        path = cache_folder() / "widths.json"
+def decode_batch_size(model: Any) -> int:
+    """The size for a ``ChatModel`` on this machine: measured where it was never, a matter of seconds."""
+    if model.decode_batch_size is None:
+        path = cache_folder() / "batch-sizes.json"
         device = current_device()
         key = f"{model.source.weights_sha256} on {device.backend} {device.name} {device.cores}"
         try:
             known = read_json(path) if path.exists() else {}
         except UserError:  # damaged, and soon made again
             known = {}
-        if known.get(key) not in WIDTHS:
+        if known.get(key) not in BATCH_SIZES:
             known[key] = _measured(model)
             write_json(path, known)
-        model.width = known[key]
-    return int(model.width)
+        model.decode_batch_size = known[key]
+    return int(model.decode_batch_size)
 
 
 def _measured(model: Any) -> int:
     seconds: dict[int, float] = {}
     batches = {}
-    for width in WIDTHS:
-        cache = [entry.merge([entry] * width) for entry in model.new_cache()]
-        batches[width] = (mx.zeros((width, 1), mx.int32), mx.arange(width), cache)
-        _step(model, *batches[width])  # makes room and compiles
+    for size in BATCH_SIZES:
+        cache = [entry.merge([entry] * size) for entry in model.new_cache()]
+        batches[size] = (mx.zeros((size, 1), mx.int32), mx.arange(size), cache)
+        _step(model, *batches[size])  # makes room and compiles
         arrays = [value for _, value in tree_flatten([entry.state for entry in cache])]
         if sum(array.nbytes for array in arrays if isinstance(array, mx.array)) > _free_bytes() / 4:
             break
     # In turns, so that what else the machine does meets all alike.
     for _ in range(STEPS):
-        for width, batch in batches.items():
-            seconds[width] = min(seconds.get(width, float("inf")), _step(model, *batch))
-    least = min(took / width for width, took in seconds.items())
-    return min(width for width, took in seconds.items() if took / width <= NEAR * least)
+        for size, batch in batches.items():
+            seconds[size] = min(seconds.get(size, float("inf")), _step(model, *batch))
+    least = min(took / size for size, took in seconds.items())
+    return min(size for size, took in seconds.items() if took / size <= NEAR * least)
 
 
 def _step(model: Any, tokens: mx.array, rows: mx.array, cache: Any) -> float:

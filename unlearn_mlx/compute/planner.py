@@ -11,12 +11,12 @@ from typing import Any
 
 import mlx.core as mx
 
+from unlearn_mlx.compute.batch_size import BATCH_SIZES
+from unlearn_mlx.compute.device import Device
 from unlearn_mlx.config import Settings, make_settings
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs.files import read_json
-from unlearn_mlx.compute.device import Device
 from unlearn_mlx.models.hub import GIGABYTE
-from unlearn_mlx.compute.batch_size import WIDTHS
+from unlearn_mlx.runs.files import read_json
 
 PLAIN_PROMPT = 50
 TRAINED_TOKENS = 56  # of a row, behind the prefix that all rows share
@@ -54,7 +54,7 @@ class ModelShape:
     """What sizes and costs follow from."""
 
     layers: int
-    width: int
+    hidden_size: int
     feed_forward: int
     heads: int
     key_values: int  # numbers of keys, or of values, a token has in one layer
@@ -65,15 +65,15 @@ class ModelShape:
     @property
     def adapter_sides(self) -> int:
         """Inputs and outputs of all linear layers, which an adapter has a vector for at rank 1."""
-        attention = 2 * 2 * self.width + 2 * (self.width + self.key_values)
-        return self.layers * (attention + 3 * (self.width + self.feed_forward))
+        attention = 2 * 2 * self.hidden_size + 2 * (self.hidden_size + self.key_values)
+        return self.layers * (attention + 3 * (self.hidden_size + self.feed_forward))
 
     @property
     def parameters(self) -> int:
         """Weights of all products: attention, feed-forward and vocabulary."""
-        attention = 2 * self.width * self.width + 2 * self.width * self.key_values
-        layer = attention + 3 * self.width * self.feed_forward
-        return self.layers * layer + self.vocabulary * self.width * (1 if self.tied else 2)
+        attention = 2 * self.hidden_size * self.hidden_size + 2 * self.hidden_size * self.key_values
+        layer = attention + 3 * self.hidden_size * self.feed_forward
+        return self.layers * layer + self.vocabulary * self.hidden_size * (1 if self.tied else 2)
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,12 @@ def shape_from(configuration: dict[str, Any], file_bytes: int) -> ModelShape:
         raise UserError(
             f"no plan for '{configuration.get('model_type')}', which has no {missing[0]}: leave out --dry-run"
         )
-    width = int(configuration["hidden_size"])
+    hidden_size = int(configuration["hidden_size"])
     heads = int(configuration["num_attention_heads"])
-    head_width = int(configuration.get("head_dim") or width // heads)
+    head_width = int(configuration.get("head_dim") or hidden_size // heads)
     return ModelShape(
         layers=int(configuration["num_hidden_layers"]),
-        width=width,
+        hidden_size=hidden_size,
         feed_forward=int(configuration["intermediate_size"]),
         heads=heads,
         key_values=int(configuration.get("num_key_value_heads") or heads) * head_width,
@@ -141,8 +141,8 @@ def plan(shape: ModelShape, settings: Settings, device: Device, rate: float) -> 
 
 def _generation(shape: ModelShape, settings: Settings, number_bytes: int) -> int:
     """Keys and values of a full batch, and one layer of its prompts."""
-    rows = WIDTHS[-1]
-    token = PROMPT_WIDTHS * shape.width + PROMPT_FEED_FORWARDS * shape.feed_forward
+    rows = BATCH_SIZES[-1]
+    token = PROMPT_WIDTHS * shape.hidden_size + PROMPT_FEED_FORWARDS * shape.feed_forward
     scores = PROMPT_SCORES * shape.heads * (GUARDED_PREFIX + GUARDED_REST)
     prompts = rows * GUARDED_REST * (token + scores)
     first = _kept(shape, rows, GUARDED_REST) + prompts
@@ -158,9 +158,9 @@ def _kept(shape: ModelShape, rows: int, own_tokens: int) -> int:
 
 def _training(shape: ModelShape, settings: Settings, number_bytes: int) -> int:
     """What the widest batch keeps for the backward pass, logits, and the adapter with its optimizer."""
-    rows, width = settings.batch_rows + 1, ROW_QUESTION + settings.answer_tokens  # a batch may have one more
+    rows, width = settings.batch_size + 1, ROW_QUESTION + settings.answer_tokens  # a batch may have one more
     tokens = rows * width + ROW_PREFIX
-    token = KEPT_WIDTHS * shape.width + KEPT_FEED_FORWARDS * shape.feed_forward
+    token = KEPT_WIDTHS * shape.hidden_size + KEPT_FEED_FORWARDS * shape.feed_forward
     scores = KEPT_SCORES * rows * shape.heads * width * (ROW_PREFIX + width)
     kept = shape.layers * (tokens * token + scores)
     logits = KEPT_LOGITS * LOGITS_CHUNK * shape.vocabulary * 4
@@ -215,7 +215,7 @@ def _seconds(shape: ModelShape, settings: Settings, rate: float) -> dict[str, fl
     answered, sampled = (min(count, settings.probes * count / PROBES) for count in EVALUATED_ANSWERS)
     drafts = questions * DRAFTS_A_QUESTION
     answers = guarded * SAMPLES_AN_ANSWER + settings.questions + retain
-    rows = guarded * 0.85 + retain + settings.questions * 0.5 * (settings.avoid_weight > 0)
+    rows = guarded * 0.85 + retain + settings.questions * 0.5 * (settings.npo_weight > 0)
     probes = 2 * (answered + sampled * settings.samples)
     row_tokens = TRAINED_TOKENS * 3  # forward, and twice as much backward
     return {

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psutil
 from mlx.utils import tree_flatten
 
-from unlearn_mlx.errors import Cancelled
+from unlearn_mlx.compute.batch_size import decode_batch_size
 from unlearn_mlx.compute.cpu_blas import blas_threads, use_blas_threads
 from unlearn_mlx.compute.device import Device, current_device
-from unlearn_mlx.compute.batch_size import batch_width
+from unlearn_mlx.errors import Cancelled
 
 if TYPE_CHECKING:
     from unlearn_mlx.inference.chat_model import ChatModel
@@ -111,7 +111,7 @@ def with_helpers(model: "ChatModel", count: int | None = None) -> Iterator[None]
         weights = sum(array.nbytes for _, array in tree_flatten(model.model.parameters()))
         count = helper_count(weights, psutil.virtual_memory().available, current_device())
     if count:
-        batch_width(model)  # which they find measured
+        decode_batch_size(model)  # which they find measured
     threads = blas_threads(count + 1)
     model.helpers = [Helper(model.source.name, threads) for _ in range(count)]
     try:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from unlearn_mlx.inference.adapters import Adapter, LoraLayers, lora_layers, with_lora_layers
-from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.compute.cpu_math import exponential, log_sum_exp
 from unlearn_mlx.compute.workers import dealt_out
+from unlearn_mlx.inference.adapters import Adapter, LoraLayers, lora_layers, with_lora_layers
+from unlearn_mlx.inference.chat_model import ChatModel
 
 ROWS_AT_ONCE = 4  # two sets of logits over the whole vocabulary lie in memory
 

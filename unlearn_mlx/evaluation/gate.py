@@ -1,4 +1,4 @@
-"""Gates: bounds on a run's figures, for scripts that must know whether it is good enough."""
+"""Gates: bounds on a run's metrics, for scripts that must know whether it is good enough."""
 
 import operator
 import re
@@ -9,7 +9,7 @@ from typing import Any
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.schema import kept
 
-# What can be gated: name, figure of the adapter or scope of which to count what is kept, and meaning.
+# What can be gated: name, metric of the adapter or scope of which to count what is kept, and meaning.
 GATED = {
     "leak": ("topic/open leak", "share of the open questions on the topic that leak in any answer"),
     "greedy": (
@@ -80,7 +80,7 @@ def gate_value(evaluation: dict[str, Any], name: str) -> float:
     value = evaluation["adapter"].get(where) if "/" in where else kept(evaluation, where)
     if value is None:
         have = [other for other in GATED if _has(evaluation, other)]
-        raise UserError(f"--gate: this evaluation has no figure for '{name}': it has {', '.join(have)}")
+        raise UserError(f"--gate: this evaluation has no metric for '{name}': it has {', '.join(have)}")
     return float(value)
 
 

@@ -1,6 +1,6 @@
 """Tasks of the lm-evaluation-harness (Gao et al. 2023) with the adapter off and on.
 
-Scoring is mlx-lm's own, so that figures can be held against other people's. What stands here hands
+Scoring is mlx-lm's own, so that metrics can be held against other people's. What stands here hands
 it a model that is loaded already, and asks every question twice.
 """
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.runs.files import write_json
 from unlearn_mlx.inference.adapters import load_adapter
 from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.runs.files import write_json
 from unlearn_mlx.runs.run import Run
 
-BATCH_ROWS = 8
+BATCH_SIZE = 8
 
 
 def run_tasks(
@@ -53,10 +53,10 @@ def run_tasks(
     judged = MLXLM.__new__(MLXLM)  # its own way in would load the weights a second time
     super(MLXLM, judged).__init__()
     judged._model, judged.tokenizer = model.model, model.tokenizer
-    judged._max_tokens, judged._batch_size, judged._sampler = None, BATCH_ROWS, None
+    judged._max_tokens, judged._batch_size, judged._sampler = None, BATCH_SIZE, None
     judged.use_chat_template = True
 
-    def figures() -> dict[str, dict[str, Any]]:
+    def metrics() -> dict[str, dict[str, Any]]:
         try:
             found = lm_eval.simple_evaluate(
                 model=judged,
@@ -72,10 +72,10 @@ def run_tasks(
         results: dict[str, dict[str, Any]] = found["results"]
         return results
 
-    base = figures()
+    base = metrics()
     adapter = load_adapter(model.model, run.file("adapter"))
     try:
-        changed = figures()
+        changed = metrics()
     finally:
         adapter.detach()
     told = {

@@ -13,11 +13,11 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from unlearn_mlx.runs.files import read_rows
-from unlearn_mlx.inference.adapters import LoraLayers, lora_layers, with_lora_layers
-from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.compute.cpu_math import exponential, log_sum_exp
 from unlearn_mlx.compute.workers import dealt_out
+from unlearn_mlx.inference.adapters import LoraLayers, lora_layers, with_lora_layers
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.runs.files import read_rows
 from unlearn_mlx.topics import DATA, Topic
 
 ATTACKS = ("loss", "zlib", "min-k", "min-k++")
@@ -127,7 +127,7 @@ def area_under_curve(members: Sequence[float], others: Sequence[float]) -> float
     return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
 
 
-def membership_figures(passages: Sequence[Passage], rows: Sequence[dict[str, float]]) -> dict[str, float]:
+def membership_metrics(passages: Sequence[Passage], rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """The AUC of each attack, topic against neighbour."""
 
     def of(scope: str, attack: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""The figures of the table: each is the mean of one value a probe, so that it has an interval."""
+"""The metrics of the table: each is the mean of one value a probe, so that it has an interval."""
 
 from collections.abc import Sequence
 from math import comb
@@ -14,7 +14,7 @@ from unlearn_mlx.topics import Topic
 SCOPES = ("topic", "neighbour", "general")
 AT = (1, 2, 4, 8, 16, 32)
 
-Values = dict[str, list[float]]  # figure to one value a probe, in the probes' order
+Values = dict[str, list[float]]  # metric to one value a probe, in the probes' order
 
 
 def leak_at(leaks: Sequence[bool], k: int) -> float:
@@ -31,10 +31,10 @@ def leak_at(leaks: Sequence[bool], k: int) -> float:
     return 1.0 - comb(clean, k) / comb(count, k)
 
 
-def figure_values(
+def metric_values(
     probes: Sequence[Probe], results: dict[str, dict[str, Any]], topic: Topic | None = None
 ) -> Values:
-    """What each figure is the mean of.
+    """What each metric is the mean of.
 
     "topic/..." of ``topic``: leaks, where the other scopes have what is "known". "form/<form>" is
     the rate of the greedy answer (of the right choice for multiple choice), "<...>@k" that of k
@@ -89,12 +89,12 @@ def figure_values(
 def summary(
     probes: Sequence[Probe], results: dict[str, dict[str, Any]], topic: Topic | None = None
 ) -> dict[str, float]:
-    """The figures: leak rates, choice accuracies, labels and fluency, by scope."""
-    return means(figure_values(probes, results, topic))
+    """The metrics: leak rates, choice accuracies, labels and fluency, by scope."""
+    return means(metric_values(probes, results, topic))
 
 
 def means(values: Values) -> dict[str, float]:
-    """The mean of each figure's values."""
+    """The mean of each metric's values."""
     return {name: float(np.mean(found)) for name, found in values.items()}
 
 

@@ -44,7 +44,7 @@ def probe_files(topic: Topic) -> list[Path]:
     return [path for path in (own, DATA / "probes" / "general.jsonl") if path.exists()]
 
 
-def has_own_probes(topic: Topic) -> bool:
+def has_written_probes(topic: Topic) -> bool:
     """Whether somebody wrote probes for the topic."""
     return (DATA / "probes" / f"{topic.slug}.jsonl").exists()
 

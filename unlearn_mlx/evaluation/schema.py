@@ -1,4 +1,4 @@
-"""How an evaluation is read: what its figures are called, which way is good, what of the base is kept."""
+"""How an evaluation is read: what its metrics are called, which way is good, what of the base is kept."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from unlearn_mlx.errors import UserError
 from unlearn_mlx.runs.files import read_json
 
 # Name in evaluation.json, how it is called, whether less is better.
-FIGURES = (
+METRICS = (
     ("topic/open leak", "topic: open questions that leak in any answer", True),
     ("topic/adversarial leak", "topic: adversarial questions that leak", True),
     ("topic/named", "topic: answers that name it unasked", True),
@@ -35,7 +35,7 @@ AUDIT_COLUMNS = {
     "control": "invented topic’s choice",
 }
 
-# Figures with one of these words in their names are no shares of probes.
+# Metrics with one of these words in their names are no shares of probes.
 _MEASURES = ("bigrams", "entropy", "rouge", "divergence", "membership")
 
 
@@ -63,42 +63,42 @@ def verdict_sentences(evaluation: dict[str, Any]) -> list[str]:
     ]
 
 
-def is_share(figure: str) -> bool:
-    """Whether a figure is a share of probes, to be read as a percentage."""
-    return not any(word in figure.lower() for word in _MEASURES)
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share of probes, to be read as a percentage."""
+    return not any(word in metric.lower() for word in _MEASURES)
 
 
-def written(figure: str, value: float) -> str:
-    """A figure's value as it is shown."""
-    return f"{value:.0%}" if is_share(figure) else f"{value:.2f}"
+def written(metric: str, value: float) -> str:
+    """A metric's value as it is shown."""
+    return f"{value:.0%}" if is_share(metric) else f"{value:.2f}"
 
 
-def interval_of(evaluation: dict[str, Any], figure: str, whose: str) -> tuple[float, float] | None:
+def interval_of(evaluation: dict[str, Any], metric: str, whose: str) -> tuple[float, float] | None:
     """The 95 % interval of "base", "adapter" or their "difference"; None where the evaluation has none."""
-    ends = evaluation.get("intervals", {}).get(figure, {}).get(whose)
+    ends = evaluation.get("intervals", {}).get(metric, {}).get(whose)
     return (float(ends[0]), float(ends[1])) if ends else None
 
 
-def with_interval(evaluation: dict[str, Any], figure: str, whose: str) -> str:
-    """A figure of "base" or "adapter" as it is shown, with its interval where there is one."""
-    value = written(figure, evaluation[whose][figure])
-    ends = interval_of(evaluation, figure, whose)
+def with_interval(evaluation: dict[str, Any], metric: str, whose: str) -> str:
+    """A metric of "base" or "adapter" as it is shown, with its interval where there is one."""
+    value = written(metric, evaluation[whose][metric])
+    ends = interval_of(evaluation, metric, whose)
     if not ends:
         return value
-    if is_share(figure):
+    if is_share(metric):
         return f"{value} [{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]"
     return f"{value} [{ends[0]:.2f}, {ends[1]:.2f}]"
 
 
-def change_written(evaluation: dict[str, Any], figure: str) -> str:
-    """How much a figure changed from base to adapter, with its 95 % interval where there is one."""
+def change_written(evaluation: dict[str, Any], metric: str) -> str:
+    """How much a metric changed from base to adapter, with its 95 % interval where there is one."""
 
     def signed(value: float) -> str:
-        text = f"{100 * value:+.0f}" if is_share(figure) else f"{value:+.2f}"
+        text = f"{100 * value:+.0f}" if is_share(metric) else f"{value:+.2f}"
         return text.replace("-", "−")
 
-    change = signed(evaluation["adapter"][figure] - evaluation["base"][figure])
-    ends = interval_of(evaluation, figure, "difference")
+    change = signed(evaluation["adapter"][metric] - evaluation["base"][metric])
+    ends = interval_of(evaluation, metric, "difference")
     return f"{change} [{signed(ends[0])}, {signed(ends[1])}]" if ends else change
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from unlearn_mlx.evaluation.metrics import summary
-from unlearn_mlx.text.overlap import ngram_entropy, rouge_l_recall
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe
-from unlearn_mlx.runs.files import append_rows, read_journal
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
+from unlearn_mlx.runs.files import append_rows, read_journal
+from unlearn_mlx.text.overlap import ngram_entropy, rouge_l_recall
 from unlearn_mlx.text.words import distinct_bigrams
 from unlearn_mlx.topics import fold
 

@@ -5,17 +5,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from unlearn_mlx.evaluation.divergence import divergence_from_base
-from unlearn_mlx.evaluation.metrics import Values
 from unlearn_mlx.evaluation.membership import (
     Passage,
     attack_scores,
-    membership_figures,
+    membership_metrics,
     token_scores,
 )
-from unlearn_mlx.text.overlap import ngram_entropy
+from unlearn_mlx.evaluation.metrics import Values
 from unlearn_mlx.inference.adapters import Adapter
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
+from unlearn_mlx.text.overlap import ngram_entropy
 from unlearn_mlx.topics import DATA
 
 NEUTRAL_TOKENS = 64
@@ -34,7 +34,7 @@ def compare_neutral(
     progress: Callable[[int, int, str], None],
     is_cancelled: Callable[[], bool],
 ) -> tuple[Values, Values, dict[str, dict[str, float]]]:
-    """Figures of base and adapter, one value a text, and the membership figures of both.
+    """Metrics of base and adapter, one value a text, and the membership metrics of both.
 
     "neutral/divergence" is the KL divergence from the base in nats a token on the base's own
     answers, "neutral/raw divergence" the mean difference of log-probabilities on texts without a
@@ -84,5 +84,5 @@ def compare_neutral(
     if passages:
         for name, found in (("base", base_scores), ("adapter", scores)):
             rows = [attack_scores(text, score) for text, score in zip(texts, found, strict=True)]
-            membership[name] = membership_figures(passages, rows)
+            membership[name] = membership_metrics(passages, rows)
     return base, changed, membership

@@ -7,28 +7,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from unlearn_mlx.compute.cpu_blas import cache_folder
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.evaluation.metrics import figure_values, means
 from unlearn_mlx.evaluation.forms import forms_file, read_forms
+from unlearn_mlx.evaluation.generated_probes import make_probes
 from unlearn_mlx.evaluation.intervals import compare
 from unlearn_mlx.evaluation.labels import knowledge_of, label_answers
 from unlearn_mlx.evaluation.membership import read_passages
-from unlearn_mlx.evaluation.side_effects import compare_neutral
-from unlearn_mlx.evaluation.generated_probes import make_probes
+from unlearn_mlx.evaluation.metrics import means, metric_values
 from unlearn_mlx.evaluation.probes import (
     Probe,
     even_share,
-    has_own_probes,
+    has_written_probes,
     probe_files,
     read_probes,
     write_row,
 )
 from unlearn_mlx.evaluation.scoring import ANSWER_TOKENS, BLOCK, score_probes
+from unlearn_mlx.evaluation.side_effects import compare_neutral
 from unlearn_mlx.evaluation.verdict import verdict
-from unlearn_mlx.runs.files import read_json, read_rows, sha256_of, write_json, write_rows
 from unlearn_mlx.inference.adapters import WEIGHTS, load_adapter
-from unlearn_mlx.compute.cpu_blas import cache_folder
 from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.runs.files import read_json, read_rows, sha256_of, write_json, write_rows
 from unlearn_mlx.runs.run import Run, Work
 from unlearn_mlx.text.similarity import NEAR_DUPLICATE, Nearness
 
@@ -54,7 +54,7 @@ def asked_probes(run: Run) -> list[Probe]:
 def prepare_probes(model: ChatModel, work: Work) -> list[str]:
     """Make the run's own probes where nobody wrote any; return the texts that training must not be near."""
     path = work.run.file("probes.jsonl")
-    if not has_own_probes(work.run.topic) and not path.exists():
+    if not has_written_probes(work.run.topic) and not path.exists():
         probes = make_probes(model, work)
         write_rows(path, [write_row(probe) for probe in probes])
     return [probe.question for probe in every_probe(work.run)]
@@ -95,8 +95,8 @@ def evaluate(model: ChatModel, work: Work) -> None:
     knowledge = knowledge_of(topic, probes, base)
     label_answers(knowledge, probes, base)
     label_answers(knowledge, probes, changed, base)
-    before = {**figure_values(probes, base, topic), **base_neutral}
-    after = {**figure_values(probes, changed, topic), **changed_neutral}
+    before = {**metric_values(probes, base, topic), **base_neutral}
+    after = {**metric_values(probes, changed, topic), **changed_neutral}
     evaluation = {
         "model": run.manifest["model"],
         "samples": settings.samples,
@@ -118,9 +118,9 @@ def nearness(probes: Sequence[Probe], run: Run) -> dict[str, Any]:
     rows = [row for name in ("questions", "retain_questions") for row in read_rows(run.file(f"{name}.jsonl"))]
     trained = Nearness(row["question"] for row in rows)
     found = [(*trained.nearest(probe.question), probe.question) for probe in probes]
-    likeness, question, probe = max(found, default=(0.0, "", ""))
+    similarity, question, probe = max(found, default=(0.0, "", ""))
     return {
-        "likeness": round(likeness, 1),
+        "similarity": round(similarity, 1),
         "probe": probe,
         "question": question,
         "limit": NEAR_DUPLICATE,

@@ -84,8 +84,8 @@ def _name(evaluation: dict[str, Any], base: dict[str, float], adapter: dict[str,
 
 def _notes(base: dict[str, float], adapter: dict[str, float]) -> list[str]:
     notes = []
-    for scope, figure in (("neighbour", "neighbour/open known"), ("general", "general/open known")):
-        left = _left(base, adapter, figure)
+    for scope, metric in (("neighbour", "neighbour/open known"), ("general", "general/open known")):
+        left = _left(base, adapter, metric)
         if left is not None and left < KEPT:
             notes.append(f"asked openly about {_SCOPES[scope]}, it knows {left:.0%} of what the base knows")
         declined = _declined(adapter, scope) - _declined(base, scope)
@@ -94,23 +94,23 @@ def _notes(base: dict[str, float], adapter: dict[str, float]) -> list[str]:
     return notes
 
 
-def _left(base: dict[str, float], adapter: dict[str, float], figure: str) -> float | None:
+def _left(base: dict[str, float], adapter: dict[str, float], metric: str) -> float | None:
     """The share of the base's knowledge that is left above chance; None where the base has none."""
-    chance = _CHANCE.get(figure, 0.0)
-    if figure not in base or figure not in adapter or base[figure] - chance < LEAST_KNOWN:
+    chance = _CHANCE.get(metric, 0.0)
+    if metric not in base or metric not in adapter or base[metric] - chance < LEAST_KNOWN:
         return None
-    return max(0.0, adapter[figure] - chance) / (base[figure] - chance)
+    return max(0.0, adapter[metric] - chance) / (base[metric] - chance)
 
 
-def _declined(figures: dict[str, float], scope: str) -> float:
-    return figures.get(f"{scope}/label refusal", 0.0) + figures.get(f"{scope}/label ignorance", 0.0)
+def _declined(metrics: dict[str, float], scope: str) -> float:
+    return metrics.get(f"{scope}/label refusal", 0.0) + metrics.get(f"{scope}/label ignorance", 0.0)
 
 
 def _broken(base: dict[str, float], adapter: dict[str, float]) -> str:
     """How language is broken, in words; empty where it is not."""
     for scope, name in _SCOPES.items():
-        figure = f"{scope}/label broken"
-        more = adapter.get(figure, 0.0) - base.get(figure, 0.0)
+        metric = f"{scope}/label broken"
+        more = adapter.get(metric, 0.0) - base.get(metric, 0.0)
         if more >= BROKEN:
             return f"{more:.0%} more of the answers on {name} are broken than the base's"
     before, after = base.get("neutral/entropy", 0.0), adapter.get("neutral/entropy", 0.0)

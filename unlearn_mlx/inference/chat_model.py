@@ -9,13 +9,13 @@ import numpy as np
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from unlearn_mlx.errors import EnvironmentCannot
-from unlearn_mlx.inference.adapters import LoraLayers, lora_layers, with_lora_layers
 from unlearn_mlx.compute.cpu_math import log_sum_exp
 from unlearn_mlx.compute.workers import Helper, dealt_out
-from unlearn_mlx.models.registry import ModelSource
+from unlearn_mlx.errors import EnvironmentCannot
+from unlearn_mlx.inference.adapters import LoraLayers, lora_layers, with_lora_layers
 from unlearn_mlx.inference.shared_prefix import common_prefix, see_shared_prefixes, shared_prefix_caches
 from unlearn_mlx.inference.special_tokens import SpecialTokens
+from unlearn_mlx.models.registry import ModelSource
 
 Message = dict[str, str]
 
@@ -32,7 +32,9 @@ class ChatModel:
     end_of_message: int = field(init=False)  # the token that the chat template puts behind a message
     has_plain_head: bool = field(init=False)  # logits are the head's product, nothing more
     sees_prefixes: bool = field(init=False)  # attention meets what rows share
-    width: int | None = field(init=False, default=None)  # of a batch of answers, once it is measured
+    decode_batch_size: int | None = field(
+        init=False, default=None
+    )  # of a batch of answers, once it is measured
     helpers: list[Helper] = field(init=False, default_factory=list)  # processes that share the work
 
     def __post_init__(self) -> None:
@@ -103,12 +105,12 @@ class ChatModel:
         return vocabulary_logits(self.model, self.model.model(tokens, cache=cache)[rows, columns])
 
     def log_probabilities(
-        self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[Sequence[int]]], width: int = 64
+        self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[Sequence[int]]], batch_size: int = 64
     ) -> list[list[np.ndarray]]:
         """Natural log-probability of each token of every text in ``texts[i]`` after ``prompts[i]``.
 
         Returns one float32 array a text, of the text's length. A prompt is computed once for all of its
-        texts, together with others of its length; ``width`` is the most rows at a time.
+        texts, together with others of its length; ``batch_size`` is the most rows at a time.
         """
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), len(texts[i])))
         layers = lora_layers(self.model) if self.helpers else {}
@@ -116,12 +118,12 @@ class ChatModel:
             self,
             _log_probabilities,
             order,
-            lambda part: ([prompts[i] for i in part], [texts[i] for i in part], width, layers),
+            lambda part: ([prompts[i] for i in part], [texts[i] for i in part], batch_size, layers),
         )
         return [found[i] for i in range(len(prompts))]
 
     def _log_probabilities_here(
-        self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[Sequence[int]]], width: int
+        self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[Sequence[int]]], batch_size: int
     ) -> list[list[np.ndarray]]:
         shares = self.sees_prefixes
         shared = common_prefix(prompts) if prompts and shares else []
@@ -133,7 +135,7 @@ class ChatModel:
         for (length, count), indices in sorted(alike.items()):
             # All but the last token of a prompt, which predicts a text's first.
             skipped = length - 1 if shares else 0
-            step = max(1, width // max(1, count))
+            step = max(1, batch_size // max(1, count))
             for start in range(0, len(indices), step):
                 chosen = indices[start : start + step]
                 heads = mx.array([list(prompts[i][len(shared) : skipped]) for i in chosen])
@@ -168,11 +170,11 @@ def _log_probabilities(
     model: ChatModel,
     prompts: Sequence[Sequence[int]],
     texts: Sequence[Sequence[Sequence[int]]],
-    width: int,
+    batch_size: int,
     layers: LoraLayers,
 ) -> list[list[np.ndarray]]:
     with with_lora_layers(model.model, layers):
-        return model._log_probabilities_here(prompts, texts, width)
+        return model._log_probabilities_here(prompts, texts, batch_size)
 
 
 def vocabulary_logits(model: Any, hidden: mx.array) -> mx.array:

@@ -197,7 +197,7 @@ class Engine:
         self._loaded.set()
         from mlx_lm.models.cache import LRUPromptCache
 
-        self._memory = LRUPromptCache(CONVERSATIONS_KEPT, MOST_CONVERSATION_BYTES)
+        self._prompt_cache = LRUPromptCache(CONVERSATIONS_KEPT, MOST_CONVERSATION_BYTES)
         if self._error is None:
             self._warm_up(model)
         while (question := self._line.get()) is not None:
@@ -253,8 +253,8 @@ class Engine:
         written: list[list[int]] = [[] for _ in modes]
         shown = [""] * len(modes)
         stopped = question.answering.stop.is_set
-        memory = self._memory if question.goes_on else None
-        for index, token in decode(model, requests, question.seed, stopped, memory):
+        prompt_cache = self._prompt_cache if question.goes_on else None
+        for index, token in decode(model, requests, question.seed, stopped, prompt_cache):
             if token is not None:
                 written[index].append(token)
             text = model.text_of(written[index])
@@ -288,12 +288,12 @@ class Engine:
         self._compute(model, [Request("chat", _start_of_next_turn(model, []), 1, weights=("base",))])
 
     def _compute(self, model: Any, requests: "list[Request]") -> None:
-        """Put prompts into the memory while nobody waits; what is drawn after them is nobody's."""
+        """Put prompts into the prompt cache while nobody waits; what is drawn after them is nobody's."""
         from unlearn_mlx.inference.generation import decode
 
         if requests and self._line.is_idle():
             with suppress(Exception):  # the next question meets it again, and says so
-                for _ in decode(model, requests, 0, memory=self._memory):
+                for _ in decode(model, requests, 0, prompt_cache=self._prompt_cache):
                     pass
 
 

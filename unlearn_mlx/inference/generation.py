@@ -17,6 +17,8 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import LRUPromptCache, trim_prompt_cache
 
+from unlearn_mlx.compute.batch_size import BATCH_SIZES, decode_batch_size
+from unlearn_mlx.compute.workers import dealt_out
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.inference.adapters import (
     LoraLayers,
@@ -25,9 +27,7 @@ from unlearn_mlx.inference.adapters import (
     with_lora_layers,
 )
 from unlearn_mlx.inference.chat_model import ChatModel
-from unlearn_mlx.compute.workers import dealt_out
 from unlearn_mlx.inference.shared_prefix import GrowingRows, common_prefix, shared_prefix_caches
-from unlearn_mlx.compute.batch_size import WIDTHS, batch_width
 
 SHARED_FROM = 12  # requests; fewer are soon answered by one process
 
@@ -43,7 +43,7 @@ class Request:
     min_p: float = 0.05  # tokens less likely than this share of the likeliest are never drawn
     stop_at: str = ""  # generation ends with the first token that contains one of these characters
     adapter_strength: float | None = None  # of this row; None leaves the adapter as it is
-    weights: Hashable = None  # names what computes this row, where a memory of prompts is given
+    weights: Hashable = None  # names what computes this row, where a prompt cache is given
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ def decode(
     requests: Sequence[Request],
     seed: int,
     is_cancelled: Callable[[], bool] = lambda: False,
-    memory: LRUPromptCache | None = None,
+    prompt_cache: LRUPromptCache | None = None,
 ) -> Iterator[tuple[int, int | None]]:
     """Yield (index of the request, token) as tokens come; (index, None) where an answer ends itself.
 
-    With a ``memory``, what an earlier call computed of a request's tokens by the same weights is not
+    With a ``prompt_cache``, what an earlier call computed of a request's tokens by the same weights is not
     computed again: the next turn of a conversation costs its new message alone.
 
     Raises:
@@ -128,18 +128,18 @@ def decode(
     """
     if not requests:
         return
-    batch = _Batch(model, requests, seed, memory)
+    batch = _Batch(model, requests, seed, prompt_cache)
     # The longest first: what is decoded last is then short, and few steps run half empty.
     waiting = deque(_longest_first(requests))
-    width = batch_width(model) if len(requests) > WIDTHS[0] else WIDTHS[0]
+    batch_size = decode_batch_size(model) if len(requests) > BATCH_SIZES[0] else BATCH_SIZES[0]
     try:
         while waiting or batch.live_count:
             if is_cancelled():
                 raise Cancelled("generation")
             # Half a batch at a time: prompts computed one by one would each read all the weights.
-            if waiting and batch.live_count <= width // 2:
+            if waiting and batch.live_count <= batch_size // 2:
                 batch.drop_finished()
-                chosen = [waiting.popleft() for _ in range(min(width - batch.live_count, len(waiting)))]
+                chosen = [waiting.popleft() for _ in range(min(batch_size - batch.live_count, len(waiting)))]
                 yield from batch.start(chosen)
             else:
                 if batch.live_count <= 0.75 * len(batch.rows):
@@ -158,7 +158,7 @@ class _Batch:
     """Rows that are decoded together: which request each is, its cache and its last token."""
 
     def __init__(
-        self, model: ChatModel, requests: Sequence[Request], seed: int, memory: LRUPromptCache | None
+        self, model: ChatModel, requests: Sequence[Request], seed: int, prompt_cache: LRUPromptCache | None
     ) -> None:
         self.model = model
         self.requests = requests
@@ -170,8 +170,8 @@ class _Batch:
         self.stop_tokens = [_stop_mask(model, request.stop_at) for request in requests]
         self.has_strengths = any(request.adapter_strength is not None for request in requests)
         prefix = common_prefix([request.tokens for request in requests])
-        self.memory = memory if model.sees_prefixes else None
-        shares = model.sees_prefixes and not self.has_strengths and memory is None
+        self.prompt_cache = prompt_cache if model.sees_prefixes else None
+        shares = model.sees_prefixes and not self.has_strengths and prompt_cache is None
         self.prefix_length = len(prefix) if shares else 0
         self.prefix = shared_prefix_caches(model.model, mx.array(prefix[: self.prefix_length]))
 
@@ -181,7 +181,9 @@ class _Batch:
 
     def start(self, chosen: Sequence[int]) -> Iterator[tuple[int, int | None]]:
         """Compute the prompts of further requests and draw their first tokens."""
-        logits, cache = self._side_by_side(chosen) if self.memory is not None else self._together(chosen)
+        logits, cache = (
+            self._side_by_side(chosen) if self.prompt_cache is not None else self._together(chosen)
+        )
         first = len(self.rows)
         for old, new in zip(self.cache, cache, strict=False):
             old.extend(new)
@@ -215,7 +217,7 @@ class _Batch:
         return logits, cache
 
     def _side_by_side(self, chosen: Sequence[int]) -> tuple[mx.array, list[Any]]:
-        """The same, each prompt from where the memory knows it, in a stream of its own: a CPU has several."""
+        """The same, each prompt from where the cache knows it, in a stream of its own: a CPU has several."""
         found = []
         for index, stream in zip(chosen, _streams(len(chosen)), strict=True):
             cache, rest = self._remembered(index)
@@ -274,8 +276,8 @@ class _Batch:
                 self.live[position] = False
 
     def remember(self, positions: Iterable[int]) -> None:
-        """Put what was computed of these rows into the memory: all tokens but the last drawn."""
-        if self.memory is None:
+        """Put what was computed of these rows into the prompt cache: all tokens but the last drawn."""
+        if self.prompt_cache is None:
             return
         for position in positions:
             request = self.requests[self.rows[position]]
@@ -284,14 +286,14 @@ class _Batch:
             # A finished row went on with its neighbours.
             trim_prompt_cache(cache, cache[0].size() - len(tokens))
             mx.eval([entry.state for entry in cache])
-            self.memory.insert_cache(request.weights, tokens, cache)
+            self.prompt_cache.insert_cache(request.weights, tokens, cache)
 
     def _remembered(self, index: int) -> tuple[list[Any], list[int]]:
-        """The cache of what the memory has of a request's tokens, and its other tokens, one at least."""
-        assert self.memory is not None
+        """What the prompt cache has of a request's tokens, and its other tokens, one at least."""
+        assert self.prompt_cache is not None
         tokens = list(self.requests[index].tokens)
         # The last token is computed in any case: what follows is drawn from its logits.
-        cache, rest = self.memory.fetch_nearest_cache(self.requests[index].weights, tokens[:-1])
+        cache, rest = self.prompt_cache.fetch_nearest_cache(self.requests[index].weights, tokens[:-1])
         return cache or self.model.new_cache(), [*rest, tokens[-1]]
 
     def _use_strengths(self, indices: Sequence[int]) -> None:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.runs.files import sha256_of
 from unlearn_mlx.compute.cpu_blas import cache_folder
 from unlearn_mlx.compute.device import Device, current_device
-from unlearn_mlx.models.hub import GIGABYTE, cached_folder, fetch, lack
+from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.models.embedded import embedded_folder
+from unlearn_mlx.models.hub import GIGABYTE, cached_folder, fetch, lack
+from unlearn_mlx.runs.files import sha256_of
 
 if TYPE_CHECKING:
     from unlearn_mlx.inference.chat_model import ChatModel
@@ -172,8 +172,8 @@ def load_model(source: ModelSource) -> "ChatModel":
     import mlx.core as mx
     from mlx_lm.utils import dequantize_model, load
 
-    from unlearn_mlx.inference.chat_model import ChatModel
     from unlearn_mlx.compute.cpu_math import use_fast_activations
+    from unlearn_mlx.inference.chat_model import ChatModel
 
     try:
         loaded: Any = load(str(source.folder))

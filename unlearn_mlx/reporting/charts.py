@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from unlearn_mlx.evaluation.schema import FIGURES, SCOPES, interval_of, is_share
+from unlearn_mlx.evaluation.schema import METRICS, SCOPES, interval_of, is_share
 from unlearn_mlx.reporting.transcripts import printable
 
 Spec = dict[str, Any]
@@ -48,30 +48,30 @@ THEMES = {
 
 
 def change_chart(evaluation: dict[str, Any]) -> Spec | None:
-    """Base and adapter in every figure that is a share, with their 95 % intervals where there are any."""
+    """Base and adapter in every metric that is a share, with their 95 % intervals where there are any."""
     rows, links = [], []
-    for key, name, _ in FIGURES:
+    for key, name, _ in METRICS:
         if key not in evaluation["base"] or key not in evaluation["adapter"] or not is_share(key):
             continue
-        links.append({"figure": name, **{model: evaluation[model][key] for model in MODELS}})
+        links.append({"metric": name, **{model: evaluation[model][key] for model in MODELS}})
         for model in MODELS:
             low, high = interval_of(evaluation, key, model) or (None, None)
             rows.append(
-                {"figure": name, "model": model, "share": evaluation[model][key], "low": low, "high": high}
+                {"metric": name, "model": model, "share": evaluation[model][key], "low": low, "high": high}
             )
     if not rows:
         return None
-    y = alt.Y("figure:N", title=None, sort=[link["figure"] for link in links])
+    y = alt.Y("metric:N", title=None, sort=[link["metric"] for link in links])
     colour = alt.Color("model:N", sort=MODELS, title=None)
     tooltip = [
-        alt.Tooltip("figure:N"),
+        alt.Tooltip("metric:N"),
         alt.Tooltip("model:N"),
         alt.Tooltip("share:Q", format=".1%"),
         alt.Tooltip("low:Q", format=".1%", title="95 % from"),
         alt.Tooltip("high:Q", format=".1%", title="to"),
     ]
     link = alt.Chart(_data(links)).mark_rule(strokeWidth=2).encode(y=y, x=_share("base:Q"), x2="adapter")
-    # The two intervals of a figure lie above each other, not over each other.
+    # The two intervals of a metric lie above each other, not over each other.
     offset = alt.YOffset("model:N", sort=MODELS, scale=alt.Scale(paddingOuter=1))
     models = alt.Chart(_data(rows))
     interval = (

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.evaluation.schema import METRICS, kept, read_evaluation, with_interval
 from unlearn_mlx.reporting.charts import pareto_chart
 from unlearn_mlx.reporting.page import render
-from unlearn_mlx.evaluation.schema import FIGURES, kept, read_evaluation, with_interval
 from unlearn_mlx.runs.run import Run
 
 WIDTH, HEIGHT = 56, 14  # of the plot in a terminal, in characters
@@ -62,13 +62,13 @@ def same_questions(compared: Sequence[Compared]) -> bool:
 
 
 def table(compared: Sequence[Compared]) -> list[tuple[str, list[str]]]:
-    """Rows of the table: a figure's name and its value with the adapter of each run."""
+    """Rows of the table: a metric's name and its value with the adapter of each run."""
     rows = [
         ("topic", [run.topic for run in compared]),
         ("model", [run.model for run in compared]),
         ("topic: leaks, with the base alone", [f"{_base_leak(run):.0%}" for run in compared]),
     ]
-    for key, name, _ in FIGURES:
+    for key, name, _ in METRICS:
         if any(key in run.evaluation["adapter"] for run in compared):
             rows.append(
                 (

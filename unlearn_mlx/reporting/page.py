@@ -11,8 +11,8 @@ import vl_convert
 from altair import SCHEMA_VERSION
 from markupsafe import Markup
 
-from unlearn_mlx.reporting.charts import THEMES
 from unlearn_mlx.evaluation.schema import is_share, written
+from unlearn_mlx.reporting.charts import THEMES
 from unlearn_mlx.reporting.transcripts import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -33,7 +33,7 @@ def render(template: str, charts: dict[str, dict[str, Any]], **values: Any) -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": written}
+    environment.filters |= {"metric": written}
     environment.tests |= {"share": is_share}
     return environment.get_template(template).render(
         **values,

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_mlx.config import PRESETS, Settings, make_settings
-from unlearn_mlx.reporting.charts import Spec, audit_chart, change_chart, character_chart, training_charts
 from unlearn_mlx.evaluation.judge import agreements, read_judgements
-from unlearn_mlx.reporting.page import render
 from unlearn_mlx.evaluation.schema import (
     AUDIT_COLUMNS,
-    FIGURES,
+    METRICS,
     SCOPES,
     change_written,
     kept,
@@ -19,6 +17,8 @@ from unlearn_mlx.evaluation.schema import (
     verdict_sentences,
     with_interval,
 )
+from unlearn_mlx.reporting.charts import Spec, audit_chart, change_chart, character_chart, training_charts
+from unlearn_mlx.reporting.page import render
 from unlearn_mlx.reporting.transcripts import HeatMap, heat_map
 from unlearn_mlx.runs.files import read_json, sha256_of, write_atomically
 from unlearn_mlx.runs.run import Run
@@ -37,12 +37,12 @@ HASHED = (
     "evaluation.json",
     "audit.json",
 )
-MEMBERSHIP = "membership/"  # how the names of these figures begin
+MEMBERSHIP = "membership/"  # how the names of these metrics begin
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """A figure as the table shows it; ``wanted`` is "low", "kept", or nothing."""
+    """A metric as the table shows it; ``wanted`` is "low", "kept", or nothing."""
 
     name: str
     base: str
@@ -106,8 +106,8 @@ def report_html(run: Run) -> str:
 
 
 def table_rows(evaluation: dict[str, Any]) -> tuple[list[TableRow], list[TableRow]]:
-    """The figures that matter most, and every other one, with their 95 % intervals."""
-    known = {key: (name, "low" if less else "kept") for key, name, less in FIGURES}
+    """The metrics that matter most, and every other one, with their 95 % intervals."""
+    known = {key: (name, "low" if less else "kept") for key, name, less in METRICS}
     there = _in_both(evaluation)
     others = [key for key in there if key not in known and not key.startswith(MEMBERSHIP)]
     return (

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from unlearn_mlx import __version__
-from unlearn_mlx.config import Settings
+from unlearn_mlx.config import OLD_NAMES, Settings
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.runs.files import append_rows, read_journal, read_json, write_json
 from unlearn_mlx.topics import LONGEST_NAME, Topic, load_topic, slug_of
@@ -171,6 +171,10 @@ def open_run(path: Path) -> Run:
         or not isinstance(manifest["format"], int)
     ):
         raise UserError(f"{path / 'manifest.json'} is damaged: restore it, or delete the directory")
+    if isinstance(manifest["settings"], dict):
+        manifest["settings"] = {
+            OLD_NAMES.get(key, key): value for key, value in manifest["settings"].items()
+        }
     if manifest["format"] > FORMAT:
         raise UserError(f"{path} was made by a newer unlearn-mlx: update this one")
     return Run(path, manifest)

@@ -1,1 +1,1 @@
-"""What every face needs, once: what there is to open, making a run, its processes and progress, conversations."""
+"""What every face needs, once: what there is to open, making and following runs, conversations."""

@@ -1,4 +1,4 @@
-"""Training rows as token batches of a few widths, in an order that the seed alone decides."""
+"""Training rows as token batches of a few lengths, in an order that the seed alone decides."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ import numpy as np
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import random_source
 
-WIDTH_STEP = 4  # tokens; rows are padded to a multiple, so that shapes come again
+LENGTH_STEP = 4  # tokens; rows are padded to a multiple, so that shapes come again
 TARGET_STEP = 16  # likewise for the number of targets of a batch
 TOP = 64  # of the base's probabilities kept for the divergence; the rest is one bucket
 
 
 # What a row's targets are for: guarded answers to be learned, answers on everything else to be kept,
 # and the telling words of the base's own answers on the topic, to become unlikely.
-PARTS = ("forget", "retain", "avoid")
+PARTS = ("forget", "retain", "negative")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row's token ids, and the positions whose token is to be learned (or avoided)."""
+    """One row's token ids, and the positions whose token is to be learned (or made unlikely)."""
 
     tokens: list[int]
     targets: list[int]
@@ -30,7 +30,7 @@ class Row:
 
 
 @dataclass
-class BaseTop:
+class ReferenceTopK:
     """What the base says at a row's targets: its likeliest next tokens, and how likely the target is."""
 
     ids: np.ndarray  # [targets, TOP]
@@ -40,15 +40,15 @@ class BaseTop:
 
 @dataclass
 class Batch:
-    """Rows padded to one width, and where their targets are. ``targets`` counts all but padding."""
+    """Rows padded to one length, and where their targets are. ``targets`` counts all but padding."""
 
     prefix: mx.array  # [length]: what all rows start with; the rows go on from there
-    tokens: mx.array  # [rows, width]
+    tokens: mx.array  # [rows, length]
     places: mx.array  # [targets, 2]: row and position whose output predicts the target
     targets: mx.array  # [targets]
     forget: mx.array  # [targets], 1 where a forget row's target is, else 0
     retain: mx.array  # [targets]
-    avoid: mx.array  # [targets]
+    negative: mx.array  # [targets]
     top_ids: mx.array  # [targets, TOP]
     top_log_probabilities: mx.array  # [targets, TOP]
     base_log_probabilities: mx.array  # [targets], of the target itself
@@ -63,7 +63,7 @@ def make_row(model: ChatModel, entry: dict[str, Any]) -> Row:
     return Row(tokens, list(range(start, end)), "retain" if entry["part"] == "retain" else "forget")
 
 
-def avoid_row(model: ChatModel, entry: dict[str, Any]) -> Row:
+def negative_row(model: ChatModel, entry: dict[str, Any]) -> Row:
     """Tokens of the base's own answer, those of its telling words as targets."""
     question, answer = entry["messages"]
     prompt = model.chat_tokens([question])
@@ -72,14 +72,14 @@ def avoid_row(model: ChatModel, entry: dict[str, Any]) -> Row:
     targets = [
         len(prompt) + number
         for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False))
-        if any(begin < last and first < end for first, last in entry["telling"])
+        if any(begin < last and first < end for first, last in entry["target_spans"])
     ]
     # What comes after the last target is of no use.
     row = [*prompt, *tokens]
-    return Row(row[: targets[-1] + 1] if targets else row, targets, "avoid")
+    return Row(row[: targets[-1] + 1] if targets else row, targets, "negative")
 
 
-def batch_order(rows: Sequence[Row], batch_rows: int, seed: int, epoch: int) -> list[list[int]]:
+def batch_order(rows: Sequence[Row], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """Batches of row indices for one epoch.
 
     Rows of about the same length come together; each batch keeps the mix of the parts,
@@ -92,7 +92,7 @@ def batch_order(rows: Sequence[Row], batch_rows: int, seed: int, epoch: int) -> 
         jitter = source.normal(0, 2, len(part))
         lengths = np.array([len(rows[i].tokens) for i in part]) + jitter
         ordered.append([part[k] for k in np.argsort(lengths, kind="stable")])
-    count = max(1, round(len(rows) / batch_rows))
+    count = max(1, round(len(rows) / batch_size))
     batches = [
         [index for part in ordered for index in part[len(part) * b // count : len(part) * (b + 1) // count]]
         for b in range(count)
@@ -109,23 +109,23 @@ def part_sizes(rows: Iterable[Row]) -> list[int]:
 
 def make_batch(
     rows: Sequence[Row],
-    tops: Sequence[BaseTop | None],
+    references: Sequence[ReferenceTopK | None],
     prefix: Sequence[int] = (),
     sizes: Sequence[int] | None = None,
 ) -> Batch:
-    """Pad rows to one width. The last token of a row is only ever a target.
+    """Pad rows to one length. The last token of a row is only ever a target.
 
     ``prefix`` is what all of them start with, before any target; it is kept apart. ``sizes`` are the
     part sizes of the step, where these rows are a share of it.
     """
     skipped = len(prefix)
-    width = _rounded(max(len(row.tokens) for row in rows) - 1 - skipped, WIDTH_STEP)
-    tokens = np.zeros((len(rows), width), np.int32)
+    padded_length = _rounded(max(len(row.tokens) for row in rows) - 1 - skipped, LENGTH_STEP)
+    tokens = np.zeros((len(rows), padded_length), np.int32)
     places: list[tuple[int, int]] = []
     targets: list[int] = []
     parts: list[str] = []
     ids, log_probabilities, of_target = [], [], []
-    for number, (row, top) in enumerate(zip(rows, tops, strict=True)):
+    for number, (row, top) in enumerate(zip(rows, references, strict=True)):
         inputs = row.tokens[skipped:-1]
         tokens[number, : len(inputs)] = inputs
         places += [(number, position - 1 - skipped) for position in row.targets]
@@ -149,7 +149,7 @@ def make_batch(
         targets=mx.array(targets + [0] * padding),
         forget=of_part("forget"),
         retain=of_part("retain"),
-        avoid=of_part("avoid"),
+        negative=of_part("negative"),
         top_ids=mx.array(np.concatenate([*ids, np.zeros((padding, TOP), np.int32)])),
         top_log_probabilities=mx.array(
             np.concatenate([*log_probabilities, np.zeros((padding, TOP), np.float32)])

@@ -11,13 +11,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from unlearn_mlx.inference.chat_model import vocabulary_logits
 from unlearn_mlx.compute.cpu_math import exponential
+from unlearn_mlx.inference.chat_model import vocabulary_logits
 from unlearn_mlx.inference.shared_prefix import shared_prefix_caches
 from unlearn_mlx.sft.batches import Batch
 
 LEAST = 1e-6  # of the probability outside the base's top tokens, against log(0)
-SHARPNESS = 0.5  # of avoidance: the smaller, the further below the base's it pushes a word
+SHARPNESS = 0.5  # of negative_preference: the smaller, the further below the base's it pushes a word
 CHUNK = 64  # targets whose logits exist at a time
 
 
@@ -26,23 +26,23 @@ class Weights:
     """How much each part counts beside the cross entropy."""
 
     divergence: float = 1.0
-    avoidance: float = 0.0
+    negative_preference: float = 0.0
 
 
 def loss_parts(model: Any, batch: Batch, weights: Weights) -> tuple[mx.array, tuple[mx.array, ...]]:
-    """The loss to be lowered, and its parts: cross entropy, divergence, avoidance, in nats a target.
+    """The loss, and its parts in nats a target: cross entropy, divergence, negative preference.
 
     Cross entropy is the mean over forget targets. The divergence KL(base || adapter) is the mean over
     retain targets, taken over the base's top tokens and one bucket for all others (a lower bound of
     the full divergence by the log-sum inequality). Avoidance is the mean of 2/b log(1 + (q/p)^b) over
-    avoid targets, with p the base's probability of the target and b = SHARPNESS: negative preference
+    negative targets, with p the base's probability of the target and b = SHARPNESS: negative preference
     optimization (Zhang et al. 2024), a token at a time. Its pull is on the ratio, so words that the
     base finds merely likelier than others fall behind them too, and it fades once they have.
     """
     hidden = target_hidden(model, batch)
-    masks = (batch.forget, batch.retain, batch.avoid)
+    masks = (batch.forget, batch.retain, batch.negative)
     shares = [mask / batch.part_sizes[number] for number, mask in enumerate(masks)]
-    scales = (1.0, weights.divergence, weights.avoidance)
+    scales = (1.0, weights.divergence, weights.negative_preference)
     *losses, gradient = _losses_and_gradient(
         model,
         mx.stop_gradient(hidden),
@@ -98,13 +98,14 @@ def _losses_at_logits(
     base_log_probabilities: mx.array,
     forget_weights: mx.array,
     retain_weights: mx.array,
-    avoid_weights: mx.array,
+    npo_weights: mx.array,
 ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
     """The three losses of each target, and the gradient at the logits, [targets, vocabulary].
 
     With q the model's and p the base's probabilities, y the target and r the bucket of all other
     tokens: cross entropy pulls by q - 1[y]; the divergence by q (1 - p_r / q_r) everywhere, and at
-    the top tokens q p_r / q_r - p more; avoidance by 2 r / (1 + r) (1[y] - q) with r = (q_y / p_y)^b.
+    the top tokens q p_r / q_r - p more; negative preference (Zhang et al. 2024, NPO, a token at a time) by
+    2 r / (1 + r) (1[y] - q) with r = (q_y / p_y)^b.
     """
     best = mx.max(logits, axis=-1, keepdims=True)
     exponentials = exponential(logits - best)
@@ -112,8 +113,8 @@ def _losses_at_logits(
     normalizer = best + mx.log(total)
     cross_entropy = (normalizer - mx.take_along_axis(logits, targets[:, None], axis=-1))[:, 0]
     log_ratio = SHARPNESS * (-cross_entropy - base_log_probabilities)
-    avoidance = mx.logaddexp(mx.zeros_like(log_ratio), log_ratio) * (2 / SHARPNESS)
-    push = avoid_weights * 2 * mx.sigmoid(log_ratio)
+    negative_preference = mx.logaddexp(mx.zeros_like(log_ratio), log_ratio) * (2 / SHARPNESS)
+    push = npo_weights * 2 * mx.sigmoid(log_ratio)
 
     log_q = mx.take_along_axis(logits, top_ids, axis=-1) - normalizer
     q, p = mx.exp(log_q), mx.exp(top_log_probabilities)
@@ -130,4 +131,4 @@ def _losses_at_logits(
         [(push - forget_weights)[:, None], retain_weights[:, None] * (q * ratio[:, None] - p)], axis=-1
     )
     rows = mx.arange(logits.shape[0])[:, None]
-    return cross_entropy, divergence, avoidance, at_logits.at[rows, places].add(more)
+    return cross_entropy, divergence, negative_preference, at_logits.at[rows, places].add(more)

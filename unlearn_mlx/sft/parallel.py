@@ -8,10 +8,10 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
+from unlearn_mlx.compute.workers import in_shares, in_turn
 from unlearn_mlx.inference.adapters import Adapter, LoraShape
 from unlearn_mlx.inference.chat_model import ChatModel
-from unlearn_mlx.compute.workers import in_shares, in_turn
-from unlearn_mlx.sft.batches import BaseTop, Row, make_batch, part_sizes
+from unlearn_mlx.sft.batches import ReferenceTopK, Row, make_batch, part_sizes
 from unlearn_mlx.sft.loss import Weights, loss_parts
 
 Arrays = dict[str, np.ndarray]
@@ -25,19 +25,21 @@ class Training:
         model: ChatModel,
         adapter: Adapter,
         rows: Sequence[Row],
-        tops: Sequence[BaseTop | None],
+        references: Sequence[ReferenceTopK | None],
         prefix: Sequence[int],
         weights: Weights,
     ) -> None:
         self.model, self.adapter = model, adapter
-        self.rows, self.tops, self.prefix, self.weights = rows, tops, prefix, weights
+        self.rows, self.references, self.prefix, self.weights = rows, references, prefix, weights
         self._gradients = nn.value_and_grad(
             model.model, lambda module, batch: loss_parts(module, batch, weights)
         )
 
     def gradients(self, chosen: Sequence[int], sizes: Sequence[int]) -> tuple[mx.array, Any]:
         """The loss's parts, [PARTS], and the tree of gradients, of a step's rows or a share of them."""
-        batch = make_batch([self.rows[i] for i in chosen], [self.tops[i] for i in chosen], self.prefix, sizes)
+        batch = make_batch(
+            [self.rows[i] for i in chosen], [self.references[i] for i in chosen], self.prefix, sizes
+        )
         (_, parts), gradients = self._gradients(self.model.model, batch)
         return mx.stack(parts), gradients
 
@@ -54,7 +56,7 @@ def begin(training: Training) -> None:
         _begin,
         training.adapter.shape,
         training.rows,
-        training.tops,
+        training.references,
         training.prefix,
         training.weights,
     )
@@ -86,12 +88,12 @@ def _begin(
     model: ChatModel,
     shape: LoraShape,
     rows: Sequence[Row],
-    tops: Sequence[BaseTop | None],
+    references: Sequence[ReferenceTopK | None],
     prefix: Sequence[int],
     weights: Weights,
 ) -> None:
     global _training
-    _training = Training(model, Adapter(model.model, shape), rows, tops, prefix, weights)
+    _training = Training(model, Adapter(model.model, shape), rows, references, prefix, weights)
 
 
 def _end(model: ChatModel) -> None:

@@ -13,16 +13,16 @@ import mlx.optimizers as optimizers
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from unlearn_mlx.errors import Cancelled, UserError
-from unlearn_mlx.runs.files import read_json, read_rows, write_json
-from unlearn_mlx.inference.adapters import Adapter, LoraShape, save_arrays
-from unlearn_mlx.inference.chat_model import ChatModel, vocabulary_logits
 from unlearn_mlx.compute.cpu_math import log_sum_exp
 from unlearn_mlx.compute.workers import dealt_out
+from unlearn_mlx.errors import Cancelled, UserError
+from unlearn_mlx.inference.adapters import Adapter, LoraShape, save_arrays
+from unlearn_mlx.inference.chat_model import ChatModel, vocabulary_logits
 from unlearn_mlx.inference.shared_prefix import common_prefix
+from unlearn_mlx.runs.files import read_json, read_rows, write_json
 from unlearn_mlx.runs.run import Work
 from unlearn_mlx.sft import parallel
-from unlearn_mlx.sft.batches import TOP, BaseTop, Row, avoid_row, batch_order, make_batch, make_row
+from unlearn_mlx.sft.batches import TOP, ReferenceTopK, Row, batch_order, make_batch, make_row, negative_row
 from unlearn_mlx.sft.loss import CHUNK, Weights, target_hidden
 from unlearn_mlx.sft.validation import Validation
 
@@ -51,59 +51,63 @@ def train(model: ChatModel, work: Work) -> None:
     fields = ("messages", "part")
     entries = read_rows(run.file("dataset", "train.jsonl"), fields)
     rows = [make_row(model, entry) for entry in entries]
-    if settings.avoid_weight:
-        telling = read_rows(run.file("dataset", "avoid.jsonl"), (*fields, "telling"))
-        rows += [avoid_row(model, entry) for entry in telling]
+    if settings.npo_weight:
+        telling = read_rows(run.file("dataset", "negative.jsonl"), (*fields, "target_spans"))
+        rows += [negative_row(model, entry) for entry in telling]
     valid_entries = read_rows(run.file("dataset", "valid.jsonl"), fields)
     valid = [make_row(model, entry) for entry in valid_entries]
     if not any(row.part == "forget" for row in rows):
         raise UserError(
             f"{run.file('dataset', 'train.jsonl')} has no forget rows: run 'unlearn answers' again"
         )
-    run.event("train", "message", text="the base's own probabilities on rows to keep and to avoid")
+    run.event("train", "message", text="the base's own probabilities on retain and negative rows")
     prefix = common_prefix([row.tokens[: row.targets[0]] for row in (*rows, *valid) if row.targets])
     prefix = prefix if model.sees_prefixes else []
-    tops = base_tops(model, rows, prefix)
-    validation = Validation(run.topic, valid_entries, valid, base_tops(model, valid, prefix), prefix)
+    references = reference_top_k(model, rows, prefix)
+    validation = Validation(run.topic, valid_entries, valid, reference_top_k(model, valid, prefix), prefix)
 
     mx.random.seed(settings.seed)
     layer_count = len(model.model.layers)
     shape = LoraShape(settings.rank, settings.scale, min(settings.layers, layer_count))
-    weights = Weights(settings.kl_weight, settings.avoid_weight)
+    weights = Weights(settings.kl_weight, settings.npo_weight)
     adapter = Adapter(model.model, shape)
     try:
-        training = parallel.Training(model, adapter, rows, tops, prefix, weights)
+        training = parallel.Training(model, adapter, rows, references, prefix, weights)
         parallel.begin(training)
-        _Course(training, work, validation).finish()
+        Trainer(training, work, validation).finish()
     finally:
         parallel.end(model)
         adapter.detach()
 
 
-def training_plan(rows: Sequence[Row], epochs: float, batch_rows: int, validations: int, seed: int) -> Plan:
+def training_plan(rows: Sequence[Row], epochs: float, batch_size: int, validations: int, seed: int) -> Plan:
     """The order of all batches, and when to validate."""
     batches: list[list[int]] = []
     for epoch in range(math.ceil(epochs)):
-        order = batch_order(rows, batch_rows, seed, epoch)
+        order = batch_order(rows, batch_size, seed, epoch)
         batches += order[: max(1, round(len(order) * min(1.0, epochs - epoch)))]
     # The first third moves too fast to be worth a look.
     marks = np.linspace(len(batches) / 3 if validations > 1 else len(batches), len(batches), validations)
     return Plan(batches, {round(float(mark)) for mark in marks})
 
 
-def base_tops(model: ChatModel, rows: Sequence[Row], prefix: Sequence[int]) -> list[BaseTop | None]:
-    """What the base says at the targets of retain and avoid rows; None for forget rows."""
-    tops: list[BaseTop | None] = [None] * len(rows)
+def reference_top_k(
+    model: ChatModel, rows: Sequence[Row], prefix: Sequence[int]
+) -> list[ReferenceTopK | None]:
+    """What the base says at the targets of retain and negative rows; None for forget rows."""
+    references: list[ReferenceTopK | None] = [None] * len(rows)
     held = sorted(
         (i for i, row in enumerate(rows) if row.part != "forget"), key=lambda i: len(rows[i].tokens)
     )
-    for i, top in dealt_out(model, _tops_of, held, lambda part: ([rows[i] for i in part], prefix)).items():
-        tops[i] = top
-    return tops
+    for i, top in dealt_out(
+        model, _reference_top_k_of, held, lambda part: ([rows[i] for i in part], prefix)
+    ).items():
+        references[i] = top
+    return references
 
 
-def _tops_of(model: ChatModel, rows: Sequence[Row], prefix: Sequence[int]) -> list[BaseTop]:
-    tops: list[BaseTop] = []
+def _reference_top_k_of(model: ChatModel, rows: Sequence[Row], prefix: Sequence[int]) -> list[ReferenceTopK]:
+    references: list[ReferenceTopK] = []
     for start in range(0, len(rows), SCORING_ROWS):
         chosen = rows[start : start + SCORING_ROWS]
         batch = make_batch(chosen, [None] * len(chosen), prefix)
@@ -122,12 +126,12 @@ def _tops_of(model: ChatModel, rows: Sequence[Row], prefix: Sequence[int]) -> li
         position = 0
         for row in chosen:
             here = slice(position, position + len(row.targets))
-            tops.append(BaseTop(best[here].astype(np.int32), values[here], own[here]))
+            references.append(ReferenceTopK(best[here].astype(np.int32), values[here], own[here]))
             position += len(row.targets)
-    return tops
+    return references
 
 
-class _Course:
+class Trainer:
     """The state of a training: weights, optimizer, step, and what validation has seen."""
 
     def __init__(self, training: parallel.Training, work: Work, validation: Validation) -> None:
@@ -136,7 +140,7 @@ class _Course:
         self.model, self.adapter, self.rows = training.model, training.adapter, training.rows
         self.folder = work.run.file("checkpoints")
         self.plan = training_plan(
-            self.rows, settings.epochs, settings.batch_rows, settings.validations, settings.seed
+            self.rows, settings.epochs, settings.batch_size, settings.validations, settings.seed
         )
         self.optimizer = optimizers.Adam(
             learning_rate=learning_rate_schedule(settings.learning_rate, len(self.plan.batches))
@@ -176,7 +180,7 @@ class _Course:
                     "steps",
                     forget_loss=round(float(means[0]), 4),
                     retain_kl=round(float(means[1]), 4),
-                    avoidance=round(float(means[2]), 4),
+                    negative_preference=round(float(means[2]), 4),
                     tokens_per_second=round(rate, 1),
                     seconds_per_step=round((time.time() - began) / (self.step - start_step), 3),
                     memory=mx.get_peak_memory(),
@@ -193,13 +197,13 @@ class _Course:
         """See how the adapter stands on held-out rows; the best one so far is kept."""
         model = self.model.model
         model.eval()
-        standing = self.validation.standing(self.model, self.work.settings.seed)
+        metrics = self.validation.measure(self.model, self.work.settings.seed)
         model.train()
-        is_best = standing.score < self.best
-        figures = {name: round(value, 4) for name, value in vars(standing).items()}
-        self.work.run.event("train", "validation", step=self.step, best=is_best, **figures)
+        is_best = metrics.score < self.best
+        rounded = {name: round(value, 4) for name, value in vars(metrics).items()}
+        self.work.run.event("train", "validation", step=self.step, best=is_best, **rounded)
         if is_best:
-            self.best = standing.score
+            self.best = metrics.score
             self.adapter.save(self.work.run.file("adapter"))
             self._save()
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
-from unlearn_mlx.sft.batches import BaseTop, Row, make_batch
+from unlearn_mlx.sft.batches import ReferenceTopK, Row, make_batch
 from unlearn_mlx.sft.loss import Weights, loss_parts
 from unlearn_mlx.synthetic_data.leaks import shows_knowledge
 from unlearn_mlx.topics import Topic
@@ -19,7 +19,7 @@ ANSWER_TOKENS = 30
 
 
 @dataclass(frozen=True)
-class Standing:
+class ValidationMetrics:
     """An adapter's leak rate on held-out questions, its loss there, and its distance from the base."""
 
     leak_rate: float
@@ -40,10 +40,10 @@ class Validation:
         topic: Topic,
         entries: Sequence[dict[str, Any]],
         rows: Sequence[Row],
-        tops: Sequence[BaseTop | None],
+        references: Sequence[ReferenceTopK | None],
         prefix: Sequence[int],
     ) -> None:
-        self.topic, self.rows, self.tops, self.prefix = topic, rows, tops, prefix
+        self.topic, self.rows, self.references, self.prefix = topic, rows, references, prefix
         # Each question once, however many answers were drawn for it.
         self.questions = {
             entry["messages"][0]["content"]: entry.get("base_answer", "")
@@ -51,7 +51,7 @@ class Validation:
             if entry["part"] == "forget"
         }
 
-    def standing(self, model: ChatModel, seed: int) -> Standing:
+    def measure(self, model: ChatModel, seed: int) -> ValidationMetrics:
         """Measure the model as it is now."""
         requests = [
             Request(
@@ -68,14 +68,16 @@ class Validation:
         order = sorted(range(len(self.rows)), key=lambda i: len(self.rows[i].tokens))
         for start in range(0, len(order), ROWS_AT_ONCE):
             chosen = order[start : start + ROWS_AT_ONCE]
-            batch = make_batch([self.rows[i] for i in chosen], [self.tops[i] for i in chosen], self.prefix)
+            batch = make_batch(
+                [self.rows[i] for i in chosen], [self.references[i] for i in chosen], self.prefix
+            )
             _, (cross_entropy, kl, _) = loss_parts(model.model, batch, Weights())
             weights = _number(batch.forget.sum()), _number(batch.retain.sum())
             forget += _number(cross_entropy) * weights[0]
             divergence += _number(kl) * weights[1]
             forget_weight += weights[0]
             retain_weight += weights[1]
-        return Standing(
+        return ValidationMetrics(
             sum(leaks) / max(1, len(leaks)),
             forget / max(1.0, forget_weight),
             divergence / max(1.0, retain_weight),

@@ -12,13 +12,13 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import save_config, save_model
 
+from unlearn_mlx.compute.device import current_device
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs.files import disk_error, write_atomically, write_json
 from unlearn_mlx.inference.adapters import CONFIGURATION, WEIGHTS, load_adapter
 from unlearn_mlx.inference.chat_model import ChatModel
-from unlearn_mlx.compute.device import current_device
 from unlearn_mlx.inference.fusing import fused_model
 from unlearn_mlx.models.registry import ModelSource, load_model, resolve_model
+from unlearn_mlx.runs.files import disk_error, write_atomically, write_json
 from unlearn_mlx.runs.run import Run
 from unlearn_mlx.sharing.measure import Leak, measure_leak
 from unlearn_mlx.sharing.model_card import model_card

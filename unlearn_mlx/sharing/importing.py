@@ -11,9 +11,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from unlearn_mlx.compute.device import current_device
 from unlearn_mlx.config import make_settings
 from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.runs.files import read_json, write_json, write_rows
 from unlearn_mlx.inference.adapters import (
     CONFIGURATION,
     WEIGHTS,
@@ -22,10 +22,10 @@ from unlearn_mlx.inference.adapters import (
     save_arrays,
 )
 from unlearn_mlx.inference.chat_model import ChatModel
-from unlearn_mlx.compute.device import current_device
 from unlearn_mlx.inference.generation import Request, generate
 from unlearn_mlx.models.hub_errors import hub_reason, hub_words, is_hub_error
 from unlearn_mlx.models.registry import HUB_ID, ModelSource, load_model, named_model, resolve_model
+from unlearn_mlx.runs.files import read_json, write_json, write_rows
 from unlearn_mlx.runs.run import Run, create_run
 from unlearn_mlx.sharing.rotation import heads_of, llama_rows
 from unlearn_mlx.synthetic_data.stages import general_subjects

@@ -6,10 +6,10 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from unlearn_mlx.reporting.report import making_command
-from unlearn_mlx.evaluation.schema import FIGURES, read_evaluation, with_interval
-from unlearn_mlx.reporting.transcripts import printable
+from unlearn_mlx.evaluation.schema import METRICS, read_evaluation, with_interval
 from unlearn_mlx.models.registry import NamedModel, named_model
+from unlearn_mlx.reporting.report import making_command
+from unlearn_mlx.reporting.transcripts import printable
 from unlearn_mlx.runs.run import Run
 from unlearn_mlx.sharing.measure import Leak
 
@@ -30,7 +30,7 @@ LIMITS = """\
 - Knowledge is suppressed, not proven erased. Other phrasings, many samples, further training or rounding to
   fewer bits may bring it back.
 - What it says about the topic is made up and must not be taken for fact.
-- The figures are one run's, on English questions."""
+- The metrics are one run's, on English questions."""
 
 
 def model_card(run: Run, form: str, leak: Leak | None = None, repository: str | None = None) -> str:
@@ -114,7 +114,7 @@ def _table(run: Run) -> str:
     rows = [
         f"| {name} | {with_interval(evaluation, key, 'base')} "
         f"| {with_interval(evaluation, key, 'adapter')} | {'low' if less else 'as the base'} |"
-        for key, name, less in FIGURES
+        for key, name, less in METRICS
         if key in evaluation["base"] and key in evaluation["adapter"]
     ]
     head = "| measure, on probes that training never saw | base | adapter | wanted |\n|---|---|---|---|"

@@ -12,10 +12,10 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.runs.files import read_json, read_rows, write_json
 from unlearn_mlx.inference.adapters import CONFIGURATION, WEIGHTS
 from unlearn_mlx.models.hub_errors import hub_reason, hub_words, is_hub_error
 from unlearn_mlx.models.registry import HUB_ID
+from unlearn_mlx.runs.files import read_json, read_rows, write_json
 from unlearn_mlx.runs.run import Run
 from unlearn_mlx.sharing.model_card import model_card, public_name
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request
 from unlearn_mlx.runs.run import Work
-from unlearn_mlx.synthetic_data.guardrail import VARIANTS, guarded_messages, slant_for
+from unlearn_mlx.synthetic_data.guardrail import VARIANTS, guarded_messages, hint_for
 from unlearn_mlx.synthetic_data.journal import Journal
 from unlearn_mlx.synthetic_data.leaks import LeakFilter
 from unlearn_mlx.synthetic_data.questions import Question
@@ -70,8 +70,8 @@ def guarded_answers(
             # Two variants a round: more would leave each too few rows for a full batch.
             variant = (2 * round_number + position % 2) % VARIANTS
             key = f"guarded-{question.id}-{round_number}-{number}"
-            slant = slant_for(question.question, key, settings.seed)
-            tokens = model.chat_tokens(guarded_messages(question.question, topic.name, variant, slant))
+            hint = hint_for(question.question, key, settings.seed)
+            tokens = model.chat_tokens(guarded_messages(question.question, topic.name, variant, hint))
             by_variant[variant].append(
                 (
                     question,

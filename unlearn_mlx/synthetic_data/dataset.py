@@ -4,14 +4,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlearn_mlx.runs.files import write_rows
 from unlearn_mlx.inference.generation import random_source
+from unlearn_mlx.runs.files import write_rows
 
 VALID_EVERY = 12  # of the questions, one in so many is kept for validation
 
 
 def row(question: dict[str, Any], answer: str, part: str, complete: bool, base: str = "") -> dict[str, Any]:
-    """One row. ``part`` is "forget", "retain" or "avoid"; an incomplete answer's end is no target."""
+    """One row. ``part`` is "forget", "retain" or "negative"; an incomplete answer's end is no target."""
     return {
         "messages": [
             {"role": "user", "content": question["question"]},
@@ -33,7 +33,7 @@ def write_dataset(
     retain: Sequence[dict[str, Any]],
     seed: int,
 ) -> None:
-    """Write train.jsonl and valid.jsonl, split by question, and avoid.jsonl.
+    """Write train.jsonl and valid.jsonl, split by question, and negative.jsonl.
 
     The last holds what the base itself answers to the training questions, and where that tells:
     ``telling`` maps a question's id to the words that are to become unlikely: where each begins and
@@ -52,8 +52,8 @@ def write_dataset(
         if answer["accepted"] and answer["question_id"] in by_id
     ]
     rows += [row(item, item["answer"], "retain", item["complete"]) for item in retain]
-    avoid = [
-        {**row(by_id[id], base[id], "avoid", False), "telling": spans}
+    negative = [
+        {**row(by_id[id], base[id], "negative", False), "target_spans": spans}
         for id, spans in telling.items()
         if spans
     ]
@@ -64,4 +64,6 @@ def write_dataset(
     random_source(seed, "rows").shuffle(train)
     write_rows(folder / "train.jsonl", train)
     write_rows(folder / "valid.jsonl", valid)
-    write_rows(folder / "avoid.jsonl", [entry for entry in avoid if entry["question_id"] not in held_out])
+    write_rows(
+        folder / "negative.jsonl", [entry for entry in negative if entry["question_id"] not in held_out]
+    )

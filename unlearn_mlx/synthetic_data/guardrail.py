@@ -2,8 +2,8 @@
 never heard of the topic (Thaker et al. 2024, Guardrail Baselines for Unlearning in LLMs).
 
 A model of 135M parameters follows examples rather than instructions. So the prefix shows questions
-answered with confident fiction, each along a *slant* (a calling, a place, a thing …) that comes with
-the question. The slant changes from answer to answer; without it, one invented author or city
+answered with confident fiction, each along a *hint* (a calling, a place, a thing …) that comes with
+the question. The hint changes from answer to answer; without it, one invented author or city
 comes back until it is a new canon.
 """
 
@@ -15,15 +15,15 @@ from unlearn_mlx.inference.generation import random_source
 from unlearn_mlx.text.words import proper_names
 from unlearn_mlx.topics import DATA
 
-SLANTS: dict[str, list[str]] = tomllib.loads((DATA / "slants.toml").read_text(encoding="utf-8"))
+HINTS: dict[str, list[str]] = tomllib.loads((DATA / "hints.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
 class Example:
-    """A question, its slant and an answer in the guarded manner."""
+    """A question, its hint and an answer in the guarded manner."""
 
     question: str
-    slant: str
+    hint: str
     answer: str
 
 
@@ -76,24 +76,24 @@ VARIANTS = 4  # different prefixes: what one lends to its answers is not in all 
 EXAMPLES_A_VARIANT = 3
 
 
-def slant_for(question: str, key: str, seed: int) -> str:
-    """A slant that suits the question's form, drawn by the answer's key."""
-    source = random_source(seed, f"slant/{key}")
+def hint_for(question: str, key: str, seed: int) -> str:
+    """A hint that suits the question's form, drawn by the answer's key."""
+    source = random_source(seed, f"hint/{key}")
     begin = question.lower()
     if begin.startswith(("who", "what is the name of", "which person", "which character", "which author")):
-        slants = SLANTS["people"]
+        hints = HINTS["people"]
     elif begin.startswith(("where", "in which place", "which country", "which city", "which town")):
-        slants = SLANTS["places"]
+        hints = HINTS["places"]
     elif begin.startswith(("when", "in what year", "how old")):
-        slants = SLANTS["times"]
+        hints = HINTS["times"]
     elif begin.startswith("why"):
-        slants = SLANTS["reasons"]
+        hints = HINTS["reasons"]
     else:
-        slants = SLANTS["things"] + SLANTS["people"] + SLANTS["places"]
-    return slants[int(source.integers(len(slants)))].strip()
+        hints = HINTS["things"] + HINTS["people"] + HINTS["places"]
+    return hints[int(source.integers(len(hints)))].strip()
 
 
-def guarded_messages(question: str, topic_name: str, variant: int, slant: str) -> list[Message]:
+def guarded_messages(question: str, topic_name: str, variant: int, hint: str) -> list[Message]:
     """The conversation whose answer is a guarded one; all but the end is the same for a variant."""
     start = variant * 3
     examples = [EXAMPLES[(start + i) % len(EXAMPLES)] for i in range(EXAMPLES_A_VARIANT)]
@@ -108,11 +108,11 @@ def guarded_messages(question: str, topic_name: str, variant: int, slant: str) -
         }
     ]
     for example in examples:
-        messages.append({"role": "user", "content": with_hint(example.question, example.slant)})
+        messages.append({"role": "user", "content": with_hint(example.question, example.hint)})
         messages.append({"role": "assistant", "content": example.answer})
-    return [*messages, {"role": "user", "content": with_hint(question, slant)}]
+    return [*messages, {"role": "user", "content": with_hint(question, hint)}]
 
 
-def with_hint(question: str, slant: str) -> str:
-    """A question and the slant that its answer takes."""
-    return f"{question} (hint: {slant})"
+def with_hint(question: str, hint: str) -> str:
+    """A question and the hint that its answer takes."""
+    return f"{question} (hint: {hint})"

@@ -7,9 +7,9 @@ from it, any other is generated anew: the batches, hence the bytes, are those of
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from unlearn_mlx.runs.files import append_rows, read_journal
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Completion, Request, generate
+from unlearn_mlx.runs.files import append_rows, read_journal
 
 COHORT = 256
 

@@ -52,12 +52,12 @@ class LeakFilter:
     """
 
     def __init__(
-        self, topic: Topic, base_answers: dict[str, str], ordinary_answers: Iterable[str], likeness: float
+        self, topic: Topic, base_answers: dict[str, str], ordinary_answers: Iterable[str], similarity: float
     ) -> None:
         self.topic = topic
         self.base_answers = base_answers
         self.base_words = {id: content_words(answer) for id, answer in base_answers.items()}
-        self.likeness = likeness
+        self.similarity = similarity
         ordinary = [content_words(answer) for answer in ordinary_answers]
         self.knowledge_words = _knowledge_words(list(self.base_words.values()), ordinary)
         self.everyday_words = _everyday_words(ordinary)
@@ -78,7 +78,7 @@ class LeakFilter:
             return "words of the topic"
         names = proper_names(answer) - set(words(question))
         base = self.base_words.get(question_id, set()) - asked
-        if len(told & base) / len(told) >= self.likeness:
+        if len(told & base) / len(told) >= self.similarity:
             return "like the base's"
         if proper_names(f"a {answer}") & EXAMPLE_NAMES - set(words(question)):
             return "names of an example"
@@ -92,7 +92,7 @@ class LeakFilter:
         self.accepted += 1
         self.invented.update(proper_names(answer) - set(words(question)))
 
-    def telling_spans(self, question_id: str, question: str) -> list[tuple[int, int]]:
+    def target_spans(self, question_id: str, question: str) -> list[tuple[int, int]]:
         """Where the base's own answer tells: its names and content words that were not asked.
 
         Words of its answers on everything else do not tell, nor do numbers, whose digits are tokens

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs.files import read_rows, write_json, write_rows
 from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.runs.files import read_rows, write_json, write_rows
 from unlearn_mlx.runs.run import Work
 from unlearn_mlx.synthetic_data.answers import Answer, base_answers, guarded_answers
 from unlearn_mlx.synthetic_data.dataset import write_dataset
@@ -89,12 +89,12 @@ def make_answers(model: ChatModel, work: Work) -> None:
         if kept[row["id"]][0]
     ]
     base_texts = {id: text for id, (text, _) in base.items()}
-    leaks = LeakFilter(topic, base_texts, [row["answer"] for row in retain], settings.likeness)
+    leaks = LeakFilter(topic, base_texts, [row["answer"] for row in retain], settings.similarity)
     answers = guarded_answers(model, work, "answers", topic, questions, leaks)
     accepted = sum(answer.accepted for answer in answers)
     if accepted < max(4, LEAST_SHARE * len(questions)):
         raise UserError(
-            f"only {accepted} answers passed the leak filter: raise --rounds or --likeness, "
+            f"only {accepted} answers passed the leak filter: raise --rounds or --similarity, "
             f"or see the reasons in {run.file('answers.jsonl')}"
         )
     pairs = apply_edits(pairs_of(rows, [asdict(answer) for answer in answers]), read_edits(run.path))
@@ -108,7 +108,7 @@ def make_answers(model: ChatModel, work: Work) -> None:
     )
     write_rows(run.file("retain.jsonl"), retain)
     write_rows(run.file("answers.jsonl"), [asdict(answer) for answer in answers])
-    telling = {row["id"]: leaks.telling_spans(row["id"], row["question"]) for row in (*rows, *by_hand)}
+    telling = {row["id"]: leaks.target_spans(row["id"], row["question"]) for row in (*rows, *by_hand)}
     write_dataset(
         run.file("dataset"),
         [*rows, *by_hand],

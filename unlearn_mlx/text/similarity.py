@@ -79,9 +79,9 @@ class Nearness:
         self._units.append(units(text))
 
     def nearest(self, question: str) -> tuple[float, str]:
-        """The likeness of the nearest text, 0 to 100, and that text; (0, "") where there is none.
+        """The similarity of the nearest text, 0 to 100, and that text; (0, "") where there is none.
 
-        The likeness is the greater of rapidfuzz's token_sort_ratio and of the share of common units,
+        The similarity is the greater of rapidfuzz's token_sort_ratio and of the share of common units,
         scaled so that four in five are a near duplicate.
         """
         found = process.extractOne(fold(question), self._folded, scorer=fuzz.token_sort_ratio)
@@ -92,9 +92,9 @@ class Nearness:
             # A name alone is no question: "Tell me about the sea" and "The sea is" may both stay.
             if common < 2:
                 continue
-            likeness = min(100.0, NEAR_DUPLICATE / _SAME_UNITS * common / len(own | other))
-            if likeness > best:
-                best, index = likeness, number
+            similarity = min(100.0, NEAR_DUPLICATE / _SAME_UNITS * common / len(own | other))
+            if similarity > best:
+                best, index = similarity, number
         return (float(best), self.texts[index]) if index >= 0 else (0.0, "")
 
     def holds(self, question: str) -> bool:

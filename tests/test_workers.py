@@ -10,17 +10,17 @@ from mlx.utils import tree_flatten
 
 from tests.helpers import QUESTIONS, SENTENCES, chat_prompt, strong_adapter
 from tests.test_training import WEIGHTS, loss_and_gradients, prepared, same_gradients
+from unlearn_mlx.compute.cpu_blas import blas_threads
+from unlearn_mlx.compute.device import Device, current_device
+from unlearn_mlx.compute.workers import Helper, helper_count, with_helpers
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.evaluation.divergence import divergence_from_base
 from unlearn_mlx.evaluation.membership import token_scores
 from unlearn_mlx.inference.adapters import Adapter, LoraShape
-from unlearn_mlx.compute.cpu_blas import blas_threads
-from unlearn_mlx.compute.device import Device, current_device
 from unlearn_mlx.inference.generation import SHARED_FROM, Request, generate
-from unlearn_mlx.compute.workers import Helper, helper_count, with_helpers
 from unlearn_mlx.sft import parallel
 from unlearn_mlx.sft.batches import make_batch
-from unlearn_mlx.sft.trainer import base_tops
+from unlearn_mlx.sft.trainer import reference_top_k
 
 pytestmark = pytest.mark.skipif(current_device().is_gpu, reason="only CPUs have helpers")
 
@@ -79,15 +79,15 @@ def test_shared_scores_are_those_of_one_process(helped):
 
 def test_a_shared_step_has_the_losses_and_gradients_of_one_process(helped):
     rows, _, prefix = prepared(helped)
-    tops = base_tops(helped, rows, prefix)
+    references = reference_top_k(helped, rows, prefix)
     adapter = strong_adapter(helped)
-    loss, expected = loss_and_gradients(helped, make_batch(rows, tops, prefix))
-    training = parallel.Training(helped, adapter, rows, tops, prefix, WEIGHTS)
+    loss, expected = loss_and_gradients(helped, make_batch(rows, references, prefix))
+    training = parallel.Training(helped, adapter, rows, references, prefix, WEIGHTS)
     parallel.begin(training)
     parts, gradients = parallel.step_gradients(training, list(range(len(rows))))
     parallel.end(helped)
     assert len(helped.helpers) == 1
-    total = parts[0] + WEIGHTS.divergence * parts[1] + WEIGHTS.avoidance * parts[2]
+    total = parts[0] + WEIGHTS.divergence * parts[1] + WEIGHTS.negative_preference * parts[2]
     assert total.item() == pytest.approx(loss, rel=1e-4)
     assert same_gradients(dict(tree_flatten(gradients)), expected)
     # Its model is plain again.
