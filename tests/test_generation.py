@@ -4,7 +4,8 @@ from mlx_lm.models.cache import LRUPromptCache
 
 from tests.helpers import QUESTIONS, SENTENCES, chat_prompt, strong_adapter
 from unlearn_mlx.errors import Cancelled
-from unlearn_mlx.inference.generation import Request, decode, draw_token, generate, random_source
+from unlearn_mlx.inference.generation import Request, decode, draw_token, generate
+from unlearn_mlx.seeding import random_source
 
 
 def requests(model, temperature=0.0, count=12, max_tokens=16, **options):

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unlearn_mlx.errors import EnvironmentCannot
+from unlearn_mlx.paths import PROJECT
 
-ROOT = Path(__file__).resolve().parent.parent
-DEMO = ROOT / "demo_app.py"
+DEMO = PROJECT / "demo_app.py"
 
 
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -50,9 +50,9 @@ def _demo(given: argparse.Namespace) -> int:
 
 
 def _bench(given: argparse.Namespace) -> int:
-    if not (ROOT / "benchmarks").is_dir():
+    if not (PROJECT / "benchmarks").is_dir():
         raise EnvironmentCannot("the benchmarks are missing: run them from a clone of the project")
     command = [sys.executable, "-m", "benchmarks", *given.names, "--repeats", str(given.repeats)]
     if given.share:
         command += ["--share", str(given.share.resolve())]
-    return subprocess.call(command, cwd=ROOT)
+    return subprocess.call(command, cwd=PROJECT)

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import psutil
 
-from unlearn_mlx.compute.cpu_blas import cache_folder, fast_blas_is_loaded
+from unlearn_mlx.compute.cpu_blas import fast_blas_is_loaded
 from unlearn_mlx.compute.device import Device, current_device
-from unlearn_mlx.models.hub import GIGABYTE, cached_folder, free_bytes, hub_cache, lack
+from unlearn_mlx.compute.memory import GIGABYTE
+from unlearn_mlx.models.hub import cached_folder, free_bytes, hub_cache, lack
 from unlearn_mlx.models.registry import NAMED_MODELS, default_model
+from unlearn_mlx.paths import cache_folder
 from unlearn_mlx.runs.run import package_versions
 
 OLDEST_MACOS = 14  # mlx's wheels ask for it

@@ -56,7 +56,8 @@ def _models(given: argparse.Namespace) -> int:
 
 
 def _list_models(as_json: bool) -> int:
-    from unlearn_mlx.models.hub import GIGABYTE, cached_folder, lack, size_of
+    from unlearn_mlx.compute.memory import GIGABYTE
+    from unlearn_mlx.models.hub import cached_folder, lack, size_of
     from unlearn_mlx.models.registry import NAMED_MODELS, default_model
     from unlearn_mlx.runs.run import as_json as to_json
 
@@ -120,8 +121,9 @@ def _verify(name: str) -> int:
 
 
 def _remove(name: str) -> int:
+    from unlearn_mlx.compute.memory import GIGABYTE
     from unlearn_mlx.errors import UserError
-    from unlearn_mlx.models.hub import GIGABYTE, remove_cached
+    from unlearn_mlx.models.hub import remove_cached
     from unlearn_mlx.models.registry import named_model
 
     model = named_model(name)

@@ -205,11 +205,13 @@ def package_versions() -> dict[str, str]:
 
 @dataclass
 class Work:
-    """What every stage is given: where to write, and when to stop."""
+    """What every stage is given: where to write, when to stop, and who works beside it."""
 
     run: Run
     settings: Settings
     is_cancelled: Callable[[], bool] = lambda: False
+    # A WorkerPool of compute/workers.py, which stands above this file; None has all work done here.
+    workers: Any = None
 
     def progress(self, stage: str, done: int, total: int, unit: str, **facts: Any) -> None:
         """Say how far a stage is."""
