@@ -114,7 +114,7 @@ def test_only_what_the_base_repeats_is_asked_of_an_unknown_topic(run, tiny_model
         name = given[3]
         return [Question(f"{name}-{n}", f"Name the {n} of it.", "naming", "Zorbing") for n in range(8)], {}
 
-    def answered(model, requests, seed, is_cancelled):
+    def answered(model, requests, seed, is_cancelled, workers):
         completions = []
         for request in requests:
             question, sample = request.key.split("/")

@@ -27,6 +27,7 @@ from unlearn_mlx.sft.trainer import reference_top_k
 
 pytestmark = pytest.mark.skipif(current_device().is_gpu, reason="only CPUs have workers")
 
+
 @pytest.fixture
 def lost():
     """What was said of workers that were lost."""
@@ -72,9 +73,7 @@ def test_what_a_worker_adapted_for_one_call_is_gone_in_the_next(tiny_model, work
 def test_shared_scores_are_those_of_one_process(tiny_model, workers):
     strong_adapter(tiny_model)
     prompts = [chat_prompt(tiny_model, question) for question in QUESTIONS]
-    texts = [
-        [tiny_model.text_tokens("a baker"), tiny_model.text_tokens("in a small town")] for _ in prompts
-    ]
+    texts = [[tiny_model.text_tokens("a baker"), tiny_model.text_tokens("in a small town")] for _ in prompts]
     together = tiny_model.log_probabilities(prompts, texts, workers=workers)
     single = tiny_model.log_probabilities(prompts, texts)
     for some, others in zip(together, single, strict=True):

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
-import psutil
 from mlx.utils import tree_flatten
 from mlx_lm.utils import dequantize_model, load
 
 from unlearn_mlx.compute.batch_size import decode_batch_size
 from unlearn_mlx.compute.device import current_device
+from unlearn_mlx.compute.memory import free_bytes
 from unlearn_mlx.compute.workers import WorkerPool, worker_count
 from unlearn_mlx.errors import EnvironmentCannot
 from unlearn_mlx.inference.chat_model import ChatModel
@@ -56,7 +56,7 @@ def model_workers(
     """
     if count is None:
         weights = sum(array.nbytes for _, array in tree_flatten(model.model.parameters()))
-        count = worker_count(weights, psutil.virtual_memory().available, current_device())
+        count = worker_count(weights, free_bytes(), current_device())
     if count:
         decode_batch_size(model)  # which the workers find measured
     with WorkerPool(load_by_name, (model.source.name,), count, on_lost) as workers:

@@ -14,6 +14,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from unlearn_mlx.compute.cpu_math import log_sum_exp
+from unlearn_mlx.compute.memory import peak_bytes
 from unlearn_mlx.compute.workers import ALONE, WorkerPool
 from unlearn_mlx.errors import Cancelled, UserError
 from unlearn_mlx.inference.adapters import Adapter, LoraShape, save_arrays
@@ -185,7 +186,7 @@ class Trainer:
                     negative_preference=round(float(means[2]), 4),
                     tokens_per_second=round(rate, 1),
                     seconds_per_step=round((time.time() - began) / (self.step - start_step), 3),
-                    memory=mx.get_peak_memory(),
+                    memory=peak_bytes(),
                 )
                 losses = []
             if self.step in self.plan.validate_at:
