@@ -5,10 +5,10 @@ import hashlib
 import json
 import re
 import shlex
-import shutil
 
 import pytest
 
+from benchmarks.browser import chromium, chromium_path
 from tests.evaluated import (
     USUAL,
     evaluated_run,
@@ -258,15 +258,10 @@ def test_where_the_training_questions_are_unknown_no_nearness_is_claimed(run):
     assert "alike" not in text and "trained on is not known" in text
 
 
+@pytest.mark.skipif(chromium_path() is None, reason="no Chromium on this machine")
 def test_a_browser_draws_it_offline_and_runs_nothing_of_the_text(full_run, tmp_path):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not chromium:
-        pytest.skip("no Chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
     pages = [write_report(full_run), write_report(hostile_run(tmp_path / "hostile"))]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with chromium() as browser:
         context = browser.new_context(
             color_scheme="dark", viewport={"width": 390, "height": 844}, offline=True
         )
@@ -290,4 +285,3 @@ def test_a_browser_draws_it_offline_and_runs_nothing_of_the_text(full_run, tmp_p
             assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
             assert trouble == []
             assert requests == [path.as_uri()]
-        browser.close()

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from unlearn_mlx.errors import EnvironmentCannot
 
-ROOT = Path(__file__).resolve().parent.parent
-DEMO = ROOT / "demo_app.py"
+PACKAGE = Path(__file__).resolve().parent.parent
+ROOT = PACKAGE.parent  # of a clone
+# A wheel keeps the demo inside the package.
+DEMOS = (PACKAGE / "_demo" / "demo_app.py", ROOT / "demo_app.py")
 
 
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -40,9 +42,10 @@ def _tui(given: argparse.Namespace) -> int:
 
 
 def _demo(given: argparse.Namespace) -> int:
-    if not DEMO.exists():
-        raise EnvironmentCannot(f"{DEMO} is missing: run the demo from a clone of the project")
-    command = [sys.executable, "-m", "streamlit", "run", str(DEMO), "--server.port", str(given.port)]
+    script = next((path for path in DEMOS if path.exists()), None)
+    if script is None:
+        raise EnvironmentCannot("demo_app.py is missing: install unlearn-mlx again, or run it from a clone")
+    command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(given.port)]
     if given.no_browser:
         command += ["--server.headless", "true"]
     # In this process's place, so that Ctrl-C and a kill reach the server itself.
@@ -50,8 +53,8 @@ def _demo(given: argparse.Namespace) -> int:
 
 
 def _bench(given: argparse.Namespace) -> int:
-    if not (ROOT / "benchmarks").is_dir():
-        raise EnvironmentCannot("the benchmarks are missing: run them from a clone of the project")
+    if not (ROOT / "benchmarks" / "__main__.py").exists():
+        raise EnvironmentCannot("the benchmarks come with a clone of the project alone: run it there")
     command = [sys.executable, "-m", "benchmarks", *given.names, "--repeats", str(given.repeats)]
     if given.share:
         command += ["--share", str(given.share.resolve())]
