@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -135,9 +136,12 @@ def test_the_demo_starts_on_this_machine_alone_and_shows_the_shipped_adapters(in
     script, *adapters = page.stdout.split("\n")
     assert str(installed.programs.parent) in script and str(ROOT) not in script
     assert "Harry Potter · smollm2" in adapters
-    server = installed.start("unlearn", "demo", "--no-browser", "--port", "8511")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    server = installed.start("unlearn", "demo", "--no-browser", "--port", str(port))
     try:
-        _wait_for("http://127.0.0.1:8511/_stcore/health", server)
+        _wait_for(f"http://127.0.0.1:{port}/_stcore/health", server)
         listening = [
             place.laddr.ip
             for place in psutil.Process(server.pid).net_connections()
