@@ -172,9 +172,7 @@ def open_run(path: Path) -> Run:
     ):
         raise UserError(f"{path / 'manifest.json'} is damaged: restore it, or delete the directory")
     if isinstance(manifest["settings"], dict):
-        manifest["settings"] = {
-            OLD_NAMES.get(key, key): value for key, value in manifest["settings"].items()
-        }
+        manifest["settings"] = {OLD_NAMES.get(key, key): value for key, value in manifest["settings"].items()}
     if manifest["format"] > FORMAT:
         raise UserError(f"{path} was made by a newer unlearn-mlx: update this one")
     return Run(path, manifest)
