@@ -8,6 +8,7 @@ from unlearn_mlx.compute.workers import WorkerPool
 from unlearn_mlx.evaluation.divergence import divergence_from_base
 from unlearn_mlx.evaluation.membership import (
     Passage,
+    TokenScores,
     attack_scores,
     membership_metrics,
     token_scores,
@@ -83,9 +84,10 @@ def compare_neutral(
         "neutral/raw divergence": differences,
         "neutral/entropy": [ngram_entropy(answer.text) for answer in answers],
     }
-    membership = {}
-    if passages:
-        for name, found in (("base", base_scores), ("adapter", scores)):
-            rows = [attack_scores(text, score) for text, score in zip(texts, found, strict=True)]
-            membership[name] = membership_metrics(passages, rows)
-    return base, changed, membership
+    membership = {"base": base_scores, "adapter": scores} if passages else {}
+    return base, changed, {whose: _membership(passages, found) for whose, found in membership.items()}
+
+
+def _membership(passages: Sequence[Passage], scores: Sequence[TokenScores]) -> dict[str, float]:
+    rows = [attack_scores(passage.text, score) for passage, score in zip(passages, scores, strict=True)]
+    return membership_metrics(passages, rows)
