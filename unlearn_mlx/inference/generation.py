@@ -18,7 +18,7 @@ import numpy as np
 from mlx_lm.models.cache import LRUPromptCache, trim_prompt_cache
 
 from unlearn_mlx.compute.batch_size import BATCH_SIZES, decode_batch_size
-from unlearn_mlx.compute.workers import dealt_out
+from unlearn_mlx.compute.workers import dealt_out, in_shares
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.inference.adapters import (
     LoraLayers,
@@ -81,6 +81,22 @@ def generate(
         here=(is_cancelled,),
     )
     return [completions[i] for i in range(len(requests))]
+
+
+def answer_groups(
+    model: ChatModel,
+    groups: Sequence[Sequence[Request]],
+    seed: int,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> list[list[Completion]]:
+    """Answer groups of requests, each in one process: what is said does not depend on how many there are.
+
+    Raises:
+        Cancelled: between two tokens, once ``is_cancelled`` returns True.
+    """
+    layers = lora_layers(model.model)
+    shares = [(group, seed, layers, *((is_cancelled,) if n == 0 else ())) for n, group in enumerate(groups)]
+    return in_shares(model, answer_here, shares, is_cancelled)
 
 
 def answer_here(

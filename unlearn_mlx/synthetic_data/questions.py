@@ -175,5 +175,5 @@ def write_questions(
                         Question(f"{name}-{len(questions) + 1:04d}", text, kind.name, subject.name)
                     )
                     fresh.append(text)
-            work.progress(stage, len(questions), count, f"{name} questions", samples=fresh[:2])
+            work.progress(stage, len(questions), count, f"{name} questions", samples=fresh)
     return questions, reasons
