@@ -10,7 +10,8 @@ from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.inference.generation import Request
 from unlearn_mlx.synthetic_data.journal import COHORT, Journal
 
-COUNT = 2 * COHORT + 8
+COUNT = 2 * COHORT + 8  # four cohorts
+SIZE = COUNT // 4
 ANSWER_TOKENS = 6
 
 
@@ -33,7 +34,7 @@ def test_a_journal_that_was_stopped_inside_a_cohort_ends_with_the_same_bytes(tin
     with pytest.raises(Cancelled):
         complete(tiny_model, stopped, requests, is_cancelled=stop_after(steps))
     kept = stopped.read_text().splitlines() if stopped.exists() else []
-    assert len(kept) % COHORT == 0 and len(kept) < COUNT
+    assert len(kept) % SIZE == 0 and len(kept) < COUNT
     assert complete(tiny_model, stopped, requests) == whole
     assert stopped.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert stopped.read_text().splitlines()[: len(kept)] == kept
@@ -44,7 +45,7 @@ def test_what_is_answered_is_on_disk_after_every_cohort(tiny_model, tmp_path):
     seen = []
     for _ in Journal(path).complete(tiny_model, requests_of(tiny_model), 0, lambda: False):
         seen.append(len(path.read_text().splitlines()))
-    assert seen == [COHORT, 2 * COHORT, COUNT]
+    assert seen == [SIZE, 2 * SIZE, 3 * SIZE, COUNT]
 
 
 def test_a_line_that_a_kill_cut_off_costs_its_cohort_only(tiny_model, tmp_path):
@@ -52,10 +53,10 @@ def test_a_line_that_a_kill_cut_off_costs_its_cohort_only(tiny_model, tmp_path):
     requests = requests_of(tiny_model)
     whole = complete(tiny_model, path, requests)
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[: COHORT + 5]) + lines[COHORT + 5][:40])
+    path.write_text("".join(lines[: SIZE + 5]) + lines[SIZE + 5][:40])
     assert complete(tiny_model, path, requests) == whole
-    # The first cohort was taken from the file: a model that is not there was not asked.
-    assert complete(None, path, requests[:COHORT]) == whole[:COHORT]
+    again = path.read_text().splitlines(keepends=True)
+    assert again[SIZE + 6 :] == lines[SIZE:]  # behind the broken line; the first cohort was not asked again
 
 
 def test_the_number_of_processes_does_not_change_the_journal(tiny_model, tmp_path):
@@ -91,6 +92,7 @@ def test_a_request_that_asks_otherwise_is_another(tiny_model, tmp_path, change):
 def test_a_row_of_an_earlier_version_is_never_taken(tiny_model, tmp_path):
     path = tmp_path / "journal.jsonl"
     requests = requests_of(tiny_model, 4)
+    assert complete(tiny_model, tmp_path / "empty.jsonl", []) == []
     row = {"text": "An old answer.", "token_count": 3, "finished": True}
     path.write_text("".join(json.dumps({"key": request.key, **row}) + "\n" for request in requests))
     assert "An old answer." not in [each.text for each in complete(tiny_model, path, requests)]

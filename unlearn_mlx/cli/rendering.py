@@ -30,7 +30,7 @@ STAGE_NAMES = {
 }
 
 WIDTH_FOR_CHANGE = 110
-SAMPLES_SHOWN = 8  # of the 32 answers or questions that come at a time
+SAMPLES_SHOWN = 8  # of the answers or questions that come at a time
 
 
 def plain(text: str) -> Text:

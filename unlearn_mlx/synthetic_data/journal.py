@@ -1,4 +1,4 @@
-"""Answers that are kept as soon as they are there, so that a killed run loses 32 of a process at most.
+"""Answers that are kept as soon as they are there, so that a killed run loses one cohort of a process.
 
 Requests are answered in cohorts of fixed membership, each by one process. A cohort that the journal
 holds whole is taken from it, any other is generated anew: the batches, hence the bytes, are those of
@@ -7,14 +7,18 @@ edited question gets an answer of its own.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Completion, Request, answer_groups
 from unlearn_mlx.runs.files import append_rows, read_journal
 
-COHORT = 32
+# Half as many would lose less and take 40 % longer on a CPU, where a small batch costs what a large one does.
+COHORT = 64  # requests at most
+TWO_FROM = 24  # requests; fewer are soon answered by one process
 
 
 class Journal:
@@ -36,7 +40,7 @@ class Journal:
         Raises:
             Cancelled: once ``is_cancelled`` returns True; finished cohorts are in the journal.
         """
-        cohorts = [requests[start : start + COHORT] for start in range(0, len(requests), COHORT)]
+        cohorts = _cohorts(requests)
         for number, cohort in enumerate(cohorts):
             if not self._holds(cohort, seed):
                 missing = [each for each in cohorts[number:] if not self._holds(each, seed)]
@@ -62,6 +66,13 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         append_rows(self.path, [{"asked": asked, **vars(each)} for asked, each in found.items()])
         self._known |= found
+
+
+def _cohorts(requests: Sequence[Request]) -> list[Sequence[Request]]:
+    """Parts of about the same size; an even number of them where it pays, since most CPUs have two cores."""
+    count = 2 * math.ceil(len(requests) / (2 * COHORT)) if len(requests) >= TWO_FROM else 1
+    ends = [len(requests) * number // count for number in range(count + 1)]
+    return [requests[start:end] for start, end in pairwise(ends) if end > start]
 
 
 def _digest(request: Request, seed: int) -> str:
