@@ -14,6 +14,7 @@ from unlearn_mlx.text.words import is_plain, is_repetitive, words
 from unlearn_mlx.topics import Topic, fold
 
 LONGEST_QUESTION = 30  # words
+FEWEST_ENTITIES = 6  # with fewer, the topic itself is asked about in their place
 
 # How the writer is shown what to do; their subjects belong to no shipped topic.
 _EXAMPLES = (
@@ -43,7 +44,10 @@ class Question:
 
 
 def topic_subjects(topic: Topic) -> list[Subject]:
-    """The topic, which comes as often as a fifth of all, and its entities, with and without its name."""
+    """The topic and its entities, with and without its name.
+
+    The topic comes as often as a fifth of all, more often where few entities are known.
+    """
     alone = [Subject(name, name) for name in topic.entity_names]
     within = [
         Subject(name, f"{name} in {topic.name}")
@@ -51,7 +55,8 @@ def topic_subjects(topic: Topic) -> list[Subject]:
         if fold(topic.name) not in fold(name)
     ]
     entities = alone + within
-    return entities + [Subject(topic.name, topic.name)] * max(1, len(entities) // 4)
+    missing = 2 * (FEWEST_ENTITIES - len(alone))
+    return entities + [Subject(topic.name, topic.name)] * max(1, len(entities) // 4, missing)
 
 
 def retain_subjects(names: Iterable[str]) -> list[Subject]:
