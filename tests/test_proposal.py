@@ -48,10 +48,12 @@ def model(tiny_model, monkeypatch):
     def answers(model, requests, *_):
         texts = []
         for request in requests:
-            name, sample = re.search(r"(\w+) Holm.*-(\d+)$", request.key).groups()
-            number = [person.split()[0] for person in people].index(name)
+            name, sample = re.search(r"-(.+)-(\d+)$", request.key).groups()
+            number = people.index(name) if name in people else 1
+            name = name.split()[0]
             known = f"A {name.lower()}ist who {name.lower()}ed the {name.lower()}um."
-            texts.append(known if number % 3 == 0 else f"Thing{number}x{sample} word{number}y{sample}.")
+            unknown = f"Thing{number}x{sample} word{number}y{sample}."
+            texts.append(known if number % 3 == 0 else unknown)
         return [Completion(r.key, text, 5, True) for r, text in zip(requests, texts, strict=True)]
 
     monkeypatch.setattr(proposal, "generate", lists)

@@ -18,14 +18,24 @@ from unlearn_mlx.text.words import content_words, words
 SAMPLES = 4
 ANSWER_TOKENS = 20
 TEMPERATURE = 0.7
-LEAST_AGREEMENT = 0.1  # beyond that of answers on different names; see docs/recipe.md
+LEAST_AGREEMENT = 0.25  # beyond that of answers on different names; see docs/recipe.md
+# Nobody has heard of these: what is said of them too tells how the model talks, not what it knows.
+_INVENTED = (
+    ("people", "Dorvin Halmsted"),
+    ("people", "Princess Ilvara"),
+    ("places", "Quendle Station"),
+    ("terms", "the Varnholt"),
+)
 
 
 def consistent_names(
     model: ChatModel, work: Work, proposed: Sequence[tuple[str, str]]
 ) -> list[tuple[str, str]]:
     """Those of the proposed (kind, name), in their order, about which several sampled answers agree."""
-    names = [name for _, name in proposed]
+    if not proposed:
+        return []
+    asked = [*proposed, *_INVENTED]
+    names = [name for _, name in asked]
     requests = [
         Request(
             f"consistency-{name}-{sample}",
@@ -34,7 +44,7 @@ def consistent_names(
             TEMPERATURE,
             stop_at="\n",
         )
-        for kind, name in proposed
+        for kind, name in asked
         for sample in range(SAMPLES)
     ]
     texts = [
@@ -42,7 +52,7 @@ def consistent_names(
     ]
     answers = [texts[number * SAMPLES : (number + 1) * SAMPLES] for number in range(len(names))]
     found = agreements(names, answers)
-    return [each for each, agreement in zip(proposed, found, strict=True) if agreement >= LEAST_AGREEMENT]
+    return [each for each, agreement in zip(proposed, found, strict=False) if agreement >= LEAST_AGREEMENT]
 
 
 def agreements(names: Sequence[str], answers: Sequence[Sequence[str]]) -> list[float]:
