@@ -5,9 +5,10 @@ import json
 import pytest
 
 from tests.helpers import QUESTIONS, chat_prompt, stop_after
-from unlearn_mlx.compute.workers import with_helpers
+from unlearn_mlx.compute.workers import WorkerPool
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.inference.generation import Request
+from unlearn_mlx.inference.loading import load_by_name
 from unlearn_mlx.synthetic_data.journal import COHORT, Journal
 
 COUNT = 2 * COHORT + 8  # four cohorts
@@ -22,8 +23,9 @@ def requests_of(model, count=COUNT, questions=QUESTIONS):
     ]
 
 
-def complete(model, path, requests, seed=0, is_cancelled=lambda: False):
-    return [each for part in Journal(path).complete(model, requests, seed, is_cancelled) for each in part]
+def complete(model, path, requests, seed=0, is_cancelled=lambda: False, workers=None):
+    parts = Journal(path).complete(model, requests, seed, is_cancelled, workers)
+    return [each for part in parts for each in part]
 
 
 @pytest.mark.parametrize("steps", [3, ANSWER_TOKENS + 2, 2 * ANSWER_TOKENS + 2])
@@ -62,8 +64,10 @@ def test_a_line_that_a_kill_cut_off_costs_its_cohort_only(tiny_model, tmp_path):
 def test_the_number_of_processes_does_not_change_the_journal(tiny_model, tmp_path):
     requests = requests_of(tiny_model)
     alone = complete(tiny_model, tmp_path / "alone.jsonl", requests)
-    with with_helpers(tiny_model, 1):
-        assert complete(tiny_model, tmp_path / "two.jsonl", requests) == alone
+    lost = []
+    with WorkerPool(load_by_name, (str(tiny_model.source.folder),), 1, lost.append) as workers:
+        assert complete(tiny_model, tmp_path / "two.jsonl", requests, workers=workers) == alone
+    assert lost == []
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
 
 

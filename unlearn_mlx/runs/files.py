@@ -76,9 +76,7 @@ def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         raise disk_error(path, error) from error
 
 
-def read_rows(
-    path: Path, required: Iterable[str] = (), longest: int | None = None
-) -> list[dict[str, Any]]:
+def read_rows(path: Path, required: Iterable[str] = (), longest: int | None = None) -> list[dict[str, Any]]:
     """All rows of a JSON-lines file.
 
     ``longest`` is how many words a text in it may have at most; None takes any.

@@ -47,9 +47,8 @@ def consistent_names(
         for kind, name in asked
         for sample in range(SAMPLES)
     ]
-    texts = [
-        completion.text for completion in generate(model, requests, work.settings.seed, work.is_cancelled)
-    ]
+    completions = generate(model, requests, work.settings.seed, work.is_cancelled, work.workers)
+    texts = [completion.text for completion in completions]
     answers = [texts[number * SAMPLES : (number + 1) * SAMPLES] for number in range(len(names))]
     found = agreements(names, answers)
     return [each for each, agreement in zip(proposed, found, strict=False) if agreement >= LEAST_AGREEMENT]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from unlearn_mlx.compute.workers import WorkerPool
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Completion, Request, answer_groups
 from unlearn_mlx.runs.files import append_rows, read_journal
@@ -33,7 +34,12 @@ class Journal:
         }
 
     def complete(
-        self, model: ChatModel, requests: Sequence[Request], seed: int, is_cancelled: Callable[[], bool]
+        self,
+        model: ChatModel,
+        requests: Sequence[Request],
+        seed: int,
+        is_cancelled: Callable[[], bool],
+        workers: WorkerPool | None = None,
     ) -> Iterator[list[Completion]]:
         """Yield the completions of all requests, cohort by cohort, in their order.
 
@@ -44,7 +50,8 @@ class Journal:
         for number, cohort in enumerate(cohorts):
             if not self._holds(cohort, seed):
                 missing = [each for each in cohorts[number:] if not self._holds(each, seed)]
-                self._answer(model, missing[: len(model.helpers) + 1], seed, is_cancelled)
+                together = missing[: (workers.count if workers else 0) + 1]
+                self._answer(model, together, seed, is_cancelled, workers)
             yield [self._known[_digest(request, seed)] for request in cohort]
 
     def _holds(self, cohort: Sequence[Request], seed: int) -> bool:
@@ -56,8 +63,9 @@ class Journal:
         cohorts: Sequence[Sequence[Request]],
         seed: int,
         is_cancelled: Callable[[], bool],
+        workers: WorkerPool | None,
     ) -> None:
-        answered = answer_groups(model, cohorts, seed, is_cancelled)
+        answered = answer_groups(model, cohorts, seed, is_cancelled, workers)
         found = {
             _digest(request, seed): completion
             for cohort, completions in zip(cohorts, answered, strict=True)

@@ -6,9 +6,10 @@ from typing import Any
 
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.inference.chat_model import ChatModel
-from unlearn_mlx.inference.generation import random_source
+from unlearn_mlx.paths import DATA
 from unlearn_mlx.runs.files import LONGEST_TEXT, read_rows, write_json, write_rows
 from unlearn_mlx.runs.run import Work
+from unlearn_mlx.seeding import random_source
 from unlearn_mlx.synthetic_data.acceptance import acceptance
 from unlearn_mlx.synthetic_data.answers import base_answers, guarded_answers
 from unlearn_mlx.synthetic_data.dataset import write_dataset
@@ -22,7 +23,7 @@ from unlearn_mlx.synthetic_data.questions import (
     write_questions,
 )
 from unlearn_mlx.text.similarity import Nearness
-from unlearn_mlx.topics import DATA, Topic
+from unlearn_mlx.topics import Topic
 
 LEAST_SHARE = 0.25  # of the wanted questions; with fewer, training would not reach the topic
 
