@@ -167,13 +167,7 @@ def write_questions(
                 _, kind, subject, opener = plans[position]
                 position += 1
                 text = cut_short(" ".join((opener + completion.text).split()), kind)
-                names = topic.mentions(text)
-                reason = ""
-                if about_topic and kind.names_topic and not names:
-                    reason = "off the topic"
-                elif not about_topic and names:
-                    reason = "on the topic"
-                reason = reason or checker.reason_against(text, kind)
+                reason = _off_subject(topic, text, kind, about_topic) or checker.reason_against(text, kind)
                 if reason:
                     reasons[reason] += 1
                 elif len(questions) < count:
@@ -183,3 +177,10 @@ def write_questions(
                     fresh.append(text)
             work.progress(stage, len(questions), count, f"{name} questions", samples=fresh)
     return questions, reasons
+
+
+def _off_subject(topic: Topic, question: str, kind: QuestionKind, about_topic: bool) -> str:
+    names = topic.mentions(question)
+    if about_topic and kind.names_topic and not names:
+        return "off the topic"
+    return "on the topic" if names and not about_topic else ""
