@@ -312,8 +312,9 @@ def _error(text: str, code: int) -> UserError:
 
 
 def _show_run(path: Path, next_command: str = "", as_json: bool = False) -> int:
-    from unlearn_mlx.cli.rendering import show_result
+    from unlearn_mlx.cli.rendering import show_acceptance, show_result
     from unlearn_mlx.evaluation.schema import read_evaluation
+    from unlearn_mlx.runs.files import read_journal
     from unlearn_mlx.runs.run import as_json as to_json
 
     evaluation = read_evaluation(path)
@@ -321,6 +322,7 @@ def _show_run(path: Path, next_command: str = "", as_json: bool = False) -> int:
         print(to_json(evaluation))
         return 0
     show_result(evaluation)
+    show_acceptance(read_journal(path / "events.jsonl"))
     _say(f"\nEverything lies in {path} (the adapter in {path / 'adapter'}).")
     if (path / "report.html").exists():
         _say(f"The report, with every answer: {path / 'report.html'}")

@@ -19,6 +19,7 @@ from unlearn_mlx.evaluation.schema import (
     with_interval,
 )
 from unlearn_mlx.reporting.transcripts import printable
+from unlearn_mlx.synthetic_data.acceptance import acceptance_sentences
 
 STAGE_NAMES = {
     "questions": "Questions",
@@ -29,6 +30,7 @@ STAGE_NAMES = {
 }
 
 WIDTH_FOR_CHANGE = 110
+SAMPLES_SHOWN = 8  # of the answers or questions that come at a time
 
 
 def plain(text: str) -> Text:
@@ -104,10 +106,8 @@ class EventView:
                 )
             )
         elif kind == "acceptance":
-            reasons = ", ".join(f"{count} {reason}" for reason, count in list(event["by_reason"].items())[:5])
-            self.console.print(
-                plain(f"  {event['rate']:.0%} of the guarded answers accepted; rejected: {reasons}")
-            )
+            for sentence in acceptance_sentences(event):
+                self.console.print(plain(f"  {sentence}"))
         elif kind == "error":
             self.error = event
 
@@ -130,7 +130,7 @@ class EventView:
                 facts.insert(1, f"{(total - done) / rate:.0f} s left")
             told = f" ({', '.join(facts)})" if facts else ""
             self.console.print(plain(f"  {name}: {done} of {total} {unit}{told}"))
-        for sample in event.get("samples", [])[:1]:
+        for sample in event.get("samples", [])[:SAMPLES_SHOWN]:
             if isinstance(sample, dict):
                 verdict = f"rejected: {sample['reason']}" if sample.get("reason") else "accepted"
                 self.console.print(
@@ -180,6 +180,15 @@ def show_result(evaluation: dict[str, Any], stream: TextIO | None = None) -> Non
         console.print(plain(question), style="bold")
         console.print(Text.assemble("  base:    ", plain(" ".join(base.split()))))
         console.print(Text.assemble("  adapter: ", plain(" ".join(adapter.split()))))
+
+
+def show_acceptance(events: Iterable[dict[str, Any]], stream: TextIO | None = None) -> None:
+    """How many of the guarded answers were accepted when they were made last; nothing of an import."""
+    console = Console(file=stream, highlight=False)
+    for event in [event for event in events if event.get("kind") == "acceptance"][-1:]:
+        console.print()
+        for sentence in acceptance_sentences(event):
+            console.print(plain(sentence))
 
 
 def show_audit(audit: dict[str, Any], stream: TextIO | None = None) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from unlearn_mlx.errors import Cancelled, UserError
 from unlearn_mlx.evaluation.metrics import AT, leak_at
-from unlearn_mlx.evaluation.probes import MULTIPLE_CHOICE, QUESTION_ANSWER, Probe, read_probes
+from unlearn_mlx.evaluation.probes import CONTROL, MULTIPLE_CHOICE, QUESTION_ANSWER, Probe, read_probes
 from unlearn_mlx.evaluation.scoring import score_probes
 from unlearn_mlx.evaluation.stage import asked_probes
 from unlearn_mlx.inference.adapters import WEIGHTS, Adapter, load_adapter
@@ -253,7 +253,7 @@ def _audit_probes(work: Work) -> list[Probe]:
     """Plain questions and choices on the topic and on an invented subject, choices on neighbours."""
     wanted = {("topic", QUESTION_ANSWER), ("topic", MULTIPLE_CHOICE), ("neighbour", MULTIPLE_CHOICE)}
     probes = [probe for probe in asked_probes(work.run) if (probe.scope, probe.form) in wanted]
-    return probes + read_probes(DATA / "probes" / "control.jsonl")
+    return probes + read_probes(DATA / "probes" / f"{CONTROL}.jsonl")
 
 
 def _group_size(model: ChatModel) -> int:
