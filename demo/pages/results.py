@@ -8,7 +8,7 @@ import streamlit as st
 from demo.choices import Choice, chosen
 from demo.text import label, pieces_html, shade, show_chart, table_html
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.evaluation.schema import SCOPES, control_rows, control_title, verdict_sentences
+from unlearn_mlx.evaluation.schema import AUDIT_NOTE, SCOPES, control_rows, control_title, verdict_sentences
 from unlearn_mlx.reporting.charts import THEMES, audit_chart, change_chart, character_chart, training_charts
 from unlearn_mlx.reporting.report import table_rows, verdict_words
 from unlearn_mlx.reporting.transcripts import Answer, Cell, HeatMap, Transcript, heat_map, printable
@@ -229,6 +229,7 @@ def show_audit(audit: dict[str, Any] | None) -> None:
         st.info("Not tried yet: `unlearn audit` rounds the adapter, trains it on, and says what comes back.")
         return
     st.text(printable(str(audit["text"])))
+    st.caption(AUDIT_NOTE)
     if chart := audit_chart(audit["rows"]):
         show_chart(chart)
     rows = [

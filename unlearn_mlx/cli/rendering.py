@@ -14,6 +14,7 @@ from rich.text import Text
 from unlearn_mlx.evaluation.findings import change_in_words
 from unlearn_mlx.evaluation.schema import (
     AUDIT_COLUMNS,
+    AUDIT_NOTE,
     change_written,
     control_rows,
     control_title,
@@ -211,4 +212,5 @@ def show_audit(audit: dict[str, Any], stream: TextIO | None = None) -> None:
         table.add_row(plain(str(row["name"])), *("" if share is None else f"{share:.0%}" for share in shares))
     console = Console(file=stream, highlight=False)
     console.print(table)
+    console.print(AUDIT_NOTE, style="dim")
     console.print(plain(str(audit["text"])), style="bold")

@@ -51,6 +51,8 @@ AUDIT_COLUMNS = {
     "control": "invented topic’s choice",
 }
 
+AUDIT_NOTE = "Where a row says no number, leaks are counted in any of 2 answers: a greedy and a sampled one."
+
 # Metrics with one of these words in their names are no shares of probes.
 _MEASURES = ("bigrams", "entropy", "rouge", "divergence", "membership")
 

@@ -11,6 +11,7 @@ from unlearn_mlx.evaluation.judge import agreements, read_judgements
 from unlearn_mlx.evaluation.keys import answers_in, answers_in_words
 from unlearn_mlx.evaluation.schema import (
     AUDIT_COLUMNS,
+    AUDIT_NOTE,
     SCOPES,
     change_written,
     control_rows,
@@ -102,6 +103,7 @@ def report_html(run: Run) -> str:
         training_titles=[title for title, _ in training],
         audit=audit,
         audit_columns=AUDIT_COLUMNS,
+        audit_note=AUDIT_NOTE,
         membership=[
             (key.removeprefix(MEMBERSHIP), evaluation["base"][key], evaluation["adapter"][key])
             for key in _in_both(evaluation)
