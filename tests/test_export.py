@@ -16,8 +16,9 @@ from tests.runs_with_results import TOPIC, finished_run
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.schema import open_leak, read_evaluation
 from unlearn_mlx.inference.adapters import load_adapter
+from unlearn_mlx.inference.loading import load_model
 from unlearn_mlx.models.embedded import embedded_gguf
-from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.models.registry import resolve_model
 from unlearn_mlx.runs.files import read_json
 from unlearn_mlx.runs.run import open_run
 from unlearn_mlx.sharing.export import export

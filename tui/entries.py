@@ -7,10 +7,10 @@ from typing import Any
 from unlearn_mlx.cli.rendering import STAGE_NAMES
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.schema import open_leak, read_metrics
+from unlearn_mlx.paths import DATA
+from unlearn_mlx.paths import SHIPPED_ADAPTERS as SHIPPED
 from unlearn_mlx.runs.run import RUNS, STAGES, Run, open_run, run_path
-from unlearn_mlx.topics import DATA, Topic, load_topic
-
-SHIPPED = DATA.parent / "adapters"
+from unlearn_mlx.topics import Topic, load_topic
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from unlearn_mlx.compute.cpu_blas import cache_folder
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.control import control, controlled_probes, random_weights
 from unlearn_mlx.evaluation.forms import forms_file, read_forms
@@ -30,6 +29,7 @@ from unlearn_mlx.evaluation.side_effects import compare_neutral
 from unlearn_mlx.evaluation.verdict import verdict
 from unlearn_mlx.inference.adapters import WEIGHTS, load_adapter
 from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.paths import cache_folder
 from unlearn_mlx.runs.files import read_json, read_rows, sha256_of, write_json, write_rows
 from unlearn_mlx.runs.run import Run, Work
 from unlearn_mlx.text.similarity import NEAR_DUPLICATE, Nearness
@@ -82,6 +82,7 @@ def evaluate(model: ChatModel, work: Work) -> None:
             settings.seed,
             _progress(work, "both on"),
             work.is_cancelled,
+            work.workers,
         )
         shaken = controlled_probes(probes, settings.samples)
         adapter.set_weights(random_weights(adapter, settings.seed))
@@ -150,6 +151,7 @@ def _adapter_results(model: ChatModel, work: Work, probes: Sequence[Probe], who:
         _progress(work, who),
         work.is_cancelled,
         _journal(work.run, probes, who),
+        work.workers,
     )
 
 
@@ -210,6 +212,7 @@ def _base_results(
                 scored,
                 work.is_cancelled,
                 path.with_suffix(".jsonl"),
+                work.workers,
             )
             write_json(path, known)
             path.with_suffix(".jsonl").unlink(missing_ok=True)
