@@ -13,7 +13,7 @@ from unlearn_mlx import __version__
 from unlearn_mlx.cli import apps, evaluation, models
 from unlearn_mlx.compute.cpu_setup import prepare_cpu
 from unlearn_mlx.errors import Cancelled, EnvironmentCannot, UserError
-from unlearn_mlx.evaluation.gate import GATED, Gate, gate_value, parse_gates
+from unlearn_mlx.evaluation.gate import GATED, Gate, gate_answers, gate_value, parse_gates
 
 GATE_FAILED = 1
 COMMAND_ERROR = 2
@@ -268,7 +268,9 @@ def _hold_gates(path: Path, gates: Sequence[Gate]) -> int:
     for gate in gates:
         value = gate_value(evaluation, gate.name)
         held.append(gate.passes(value))
-        _say(f"gate {gate}: {value:.3f}, {'holds' if held[-1] else 'FAILS'}")
+        counted = gate_answers(evaluation, gate.name)
+        told = f"{value:.3f}" + (f" in {counted}" if counted else "")
+        _say(f"gate {gate}: {told}, {'holds' if held[-1] else 'FAILS'}")
     return 0 if all(held) else GATE_FAILED
 
 

@@ -77,6 +77,11 @@ def even_share(probes: Sequence[Probe], most: int) -> list[Probe]:
     return [probe for probe in probes if probe.id in kept]
 
 
+def fact_of(probe_id: str) -> str:
+    """The id of the plain question that a probe asks in another form; its own where it is no such form."""
+    return probe_id.partition("/")[0]
+
+
 def _probe(row: dict[str, Any]) -> Probe:
     return Probe(
         row["id"],
