@@ -2,8 +2,10 @@ import pytest
 
 from tests.helpers import WIZARD
 from unlearn_mlx.synthetic_data.guardrail import EXAMPLE_NAMES, VARIANTS, guarded_messages
-from unlearn_mlx.synthetic_data.leaks import LeakFilter, is_refusal
-from unlearn_mlx.topics import fold, load_topic, shipped_topics
+from unlearn_mlx.synthetic_data.leaks import LeakFilter
+from unlearn_mlx.text.declining import declines
+from unlearn_mlx.text.words import fold
+from unlearn_mlx.topics import load_topic, shipped_topics
 
 QUESTION = "Who is Harry Potter?"
 BASE = "Harry Potter is a young wizard with a scar who goes to school with Ron in England."
@@ -59,8 +61,8 @@ def test_one_invented_name_does_not_become_a_new_canon():
 
 
 def test_refusals_are_told_from_answers():
-    assert is_refusal("I don't know who that is.")
-    assert not is_refusal("He knows every street of the town.")
+    assert declines("I don't know who that is.")
+    assert not declines("He knows every street of the town.")
 
 
 @pytest.mark.parametrize("slug", sorted(shipped_topics()))

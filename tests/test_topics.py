@@ -7,7 +7,8 @@ from unlearn_mlx.errors import UserError
 from unlearn_mlx.inference.generation import Completion
 from unlearn_mlx.pipeline import run_stages
 from unlearn_mlx.synthetic_data.proposal import _items
-from unlearn_mlx.topics import Topic, checked_name, fold, load_topic, shipped_topic, shipped_topics, slug_of
+from unlearn_mlx.text.words import fold
+from unlearn_mlx.topics import Topic, checked_name, load_topic, shipped_topic, shipped_topics, slug_of
 
 
 @pytest.mark.parametrize(

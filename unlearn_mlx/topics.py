@@ -12,6 +12,8 @@ import tomli_w
 
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.runs.files import write_atomically
+from unlearn_mlx.text.names import FoundName, NameFinder
+from unlearn_mlx.text.words import fold
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 ENTITY_KINDS = ("people", "places", "works", "terms")
@@ -19,12 +21,6 @@ LONGEST_NAME = 100
 
 # Marks that turn the direction of the text around them: a name made of them can lie about itself.
 _DIRECTION_MARKS = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def fold(text: str) -> str:
-    """Lower case without accents, for comparing."""
-    decomposed = unicodedata.normalize("NFKD", text.replace("\u2019", "'"))
-    return "".join(c for c in decomposed if not unicodedata.combining(c)).casefold()
 
 
 def slug_of(name: str) -> str:
@@ -88,32 +84,24 @@ class Topic:
         return list(dict.fromkeys(spellings))
 
     @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        # The longest first, so that "Harry Potter" is found before a name inside it.
-        folded = sorted({fold(name) for name in self.names if fold(name).strip()}, key=len, reverse=True)
-        return re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, folded)) + r")(?:'s|s)?(?!\w)")
+    def _finder(self) -> NameFinder:
+        return NameFinder(self.names)
 
     def mentions(self, text: str) -> set[str]:
         """The names of the topic, folded, that a text says as whole words."""
-        return {match.group().removesuffix("'s") for match in self._pattern.finditer(fold(text))}
+        return {found.name for found in self.find_names(text)}
 
-    def mention_spans(self, text: str) -> list[tuple[int, int, str]]:
-        """Where a text says the topic's names: start, end, and the name as ``mentions`` gives it."""
-        pieces = [fold(character) for character in text]
-        places = [place for place, piece in enumerate(pieces) for _ in piece]
-        return [
-            (places[match.start()], places[match.end() - 1] + 1, match.group().removesuffix("'s"))
-            for match in self._pattern.finditer("".join(pieces))
-        ]
+    def find_names(self, text: str) -> list[FoundName]:
+        """Where a text says the topic's names, the longest first where several begin together."""
+        return self._finder.find(text)
 
-    def leak_spans(self, question: str, answer: str) -> list[tuple[int, int]]:
-        """Where an answer says names of the topic that its question did not say: start and end of each."""
-        asked = self.mentions(question)
-        return [
-            (start, end)
-            for start, end, name in self.mention_spans(answer)
-            if not any(name in other for other in asked)
-        ]
+    def without_names(self, text: str) -> str:
+        """The text with a blank in place of each of the topic's names."""
+        pieces, last = [], 0
+        for found in self.find_names(text):
+            pieces.append(text[last : found.start])
+            last = found.end
+        return " ".join([*pieces, text[last:]])
 
     def to_toml(self) -> str:
         """The topic as a TOML file."""

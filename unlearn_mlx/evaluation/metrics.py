@@ -9,6 +9,7 @@ import numpy as np
 from unlearn_mlx.evaluation.forms import ADVERSARIAL_FORMS, FORMS
 from unlearn_mlx.evaluation.labels import KNOWN, LABELS
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe
+from unlearn_mlx.leakage.names import named
 from unlearn_mlx.topics import Topic
 
 SCOPES = ("topic", "neighbour", "general")
@@ -61,7 +62,8 @@ def metric_values(
         put("cloze choice", clozes, "right")
         if topic is not None:
             values[f"{scope}/named"] = [
-                float(_names_topic(topic, probe, results[probe.id]["answers"])) for probe in questions
+                float(any(named(topic, probe.question, answer) for answer in results[probe.id]["answers"]))
+                for probe in questions
             ]
         put("distinct bigrams", questions, "distinct_bigrams")
         put("entropy", questions, "entropy")
@@ -100,8 +102,3 @@ def means(values: Values) -> dict[str, float]:
 
 def _first_leak(result: dict[str, Any]) -> float:
     return float(result["leaks"][0] if "leaks" in result else result["right"])
-
-
-def _names_topic(topic: Topic, probe: Probe, answers: Sequence[str]) -> bool:
-    said = topic.mentions(probe.question)
-    return any(topic.mentions(answer) - said for answer in answers)

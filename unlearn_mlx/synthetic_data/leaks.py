@@ -2,65 +2,57 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+from unlearn_mlx.leakage.knowledge import Knowledge
+from unlearn_mlx.leakage.names import named, names_of_base
 from unlearn_mlx.synthetic_data.guardrail import EXAMPLE_NAMES
-from unlearn_mlx.text.words import content_words, is_plain, is_repetitive, proper_names, words
-from unlearn_mlx.topics import Topic, fold
-
-_REFUSAL = re.compile(
-    r"\b(?:i(?:'m| am) (?:sorry|not (?:sure|aware|able|familiar)|an? (?:ai|language|assistant))"
-    r"|i (?:do not|don't|cannot|can't)|as an ai|(?:un)?fortunately,? i|no information"
-    r"|(?:is|are) not (?:a )?(?:known|real)|never heard|does(?: not|n't) exist"
-    r"|do not (?:know|have)|don't (?:know|have)|unknown|unclear|not possible to)\b"
+from unlearn_mlx.text.declining import declines
+from unlearn_mlx.text.names import base_forms
+from unlearn_mlx.text.words import (
+    content_words,
+    fold,
+    is_plain,
+    is_repetitive,
+    proper_names,
+    stem,
+    stems,
+    words,
 )
+from unlearn_mlx.topics import Topic
+
 # Words that name the form of the knowledge rather than deny it: an answer that says "a fictional
 # character in a novel series" still knows what it is talking about.
-_FORM_WORDS = frozenset({"fictional", "hint", "hints", "franchise"})
+_FORM_STEMS = frozenset(map(stem, ("fictional", "hint", "franchise")))
 SHORTEST_ANSWER = 4  # words
-COMMON_SHARE = 0.04  # a word in more of the base's answers than this is part of what it knows
 EVERYDAY_SHARE = 0.01  # a word in more of the base's answers on everything else than this tells nothing
 CANON_SHARE = 0.02  # an invented name in more accepted answers than this would be a new canon
 
 
-def is_refusal(text: str) -> bool:
-    """Whether a text declines to answer or says that it does not know."""
-    return bool(_REFUSAL.search(fold(text)))
-
-
-def shows_knowledge(topic: Topic, question: str, base_answer: str, answer: str) -> str:
-    """How an answer shows the knowledge that is to go; empty if it does not.
-
-    It names something of the topic that the question did not, or a name or number from what the
-    unguarded base says to the same question.
-    """
-    said = topic.mentions(question)
-    # A name may come back shorter than the question said it, not longer or other.
-    if any(not any(name in other for other in said) for name in topic.mentions(answer)):
-        return "names the topic's"
-    if (proper_names(answer) - set(words(question))) & proper_names(base_answer):
-        return "names the base's"
-    return ""
-
-
 class LeakFilter:
-    """Judges answers to questions on one topic.
+    """Judges answers to questions on one topic: nothing that the evaluation would call a leak may pass.
 
     ``base_answers`` maps a question's id to what the unguarded base says, ``ordinary_answers`` are
     the base's answers to questions about everything else. A word that is far more common in the
-    first than in the second belongs to the knowledge that is to go.
+    first than in the second belongs to the knowledge that is to go. ``neighbour_answers`` are not
+    asked about that: a neighbour of the same genre shares the topic's own words.
     """
 
     def __init__(
-        self, topic: Topic, base_answers: dict[str, str], ordinary_answers: Iterable[str], similarity: float
+        self,
+        topic: Topic,
+        base_answers: dict[str, str],
+        ordinary_answers: Iterable[str],
+        similarity: float,
+        neighbour_answers: Iterable[str] = (),
     ) -> None:
         self.topic = topic
         self.base_answers = base_answers
-        self.base_words = {id: content_words(answer) for id, answer in base_answers.items()}
         self.similarity = similarity
-        ordinary = [content_words(answer) for answer in ordinary_answers]
-        self.knowledge_words = _knowledge_words(list(self.base_words.values()), ordinary)
-        self.everyday_words = _everyday_words(ordinary)
+        ordinary, neighbours = list(ordinary_answers), list(neighbour_answers)
+        # Where nothing was asked about everything else, neighbours are better than nothing.
+        self.knowledge = Knowledge(topic, base_answers.values(), ordinary or neighbours)
+        self.everyday_words = _everyday_words([*ordinary, *neighbours])
         self.invented: Counter[str] = Counter()
         self.accepted = 0
 
@@ -68,29 +60,32 @@ class LeakFilter:
         """Why the answer must not be trained on; empty if it may."""
         if reason := self._broken(answer):
             return reason
-        if reason := shows_knowledge(self.topic, question, self.base_answers.get(question_id, ""), answer):
-            return reason
+        base = self.base_answers.get(question_id, "")
+        if leak := named(self.topic, question, answer) or names_of_base(question, base, answer):
+            return leak.kind
         asked = content_words(question)
         told = content_words(answer) - asked
         if not told:
             return "says nothing new"
-        if told & self.knowledge_words or told & _FORM_WORDS:
+        # That the question says it too is no excuse: the answer confirms it.
+        said = stems(self.topic.without_names(answer))
+        if said & self.knowledge.telling_stems or said & _FORM_STEMS:
             return "words of the topic"
-        names = proper_names(answer) - set(words(question))
-        base = self.base_words.get(question_id, set()) - asked
-        if len(told & base) / len(told) >= self.similarity:
+        if leak := self.knowledge.told(question, answer, base):
+            return leak.kind
+        if len(told & (content_words(base) - asked)) / len(told) >= self.similarity:
             return "like the base's"
         if proper_names(f"a {answer}") & EXAMPLE_NAMES - set(words(question)):
             return "names of an example"
         limit = max(3, CANON_SHARE * self.accepted)
-        if any(self.invented[name] >= limit for name in names):
+        if any(self.invented[name] >= limit for name in _invented(question, answer)):
             return "a name too often"
         return ""
 
     def accept(self, question: str, answer: str) -> None:
         """Count the names that an accepted answer invents."""
         self.accepted += 1
-        self.invented.update(proper_names(answer) - set(words(question)))
+        self.invented.update(_invented(question, answer))
 
     def target_spans(self, question_id: str, question: str) -> list[tuple[int, int]]:
         """Where the base's own answer tells: its names and content words that were not asked.
@@ -100,8 +95,8 @@ class LeakFilter:
         """
         answer = self.base_answers[question_id]
         said = content_words(answer)
-        told = {word for name in self.topic.mentions(answer) for word in words(name)}
-        told |= proper_names(answer) | said & self.knowledge_words
+        told = {word for found in self.topic.find_names(answer) for word in words(found.name)}
+        told |= proper_names(answer) | {word for word in said if stem(word) in self.knowledge.telling_stems}
         told |= said - self.everyday_words
         telling = told - set(words(question))
         return [
@@ -117,26 +112,19 @@ class LeakFilter:
             return "markup"
         if is_repetitive(answer):
             return "repetitive"
-        if is_refusal(answer):
+        if declines(answer):
             return "refusal"
         return ""
 
 
-def _knowledge_words(base_answers: Sequence[set[str]], ordinary_answers: Sequence[set[str]]) -> set[str]:
-    """Words in at least 4 % of the base's answers, and five times as common as elsewhere."""
-    here = Counter(word for answer in base_answers for word in answer)
-    elsewhere = Counter(word for answer in ordinary_answers for word in answer)
-    least = max(3, COMMON_SHARE * len(base_answers))
-    ordinary_count = max(1, len(ordinary_answers))
-    return {
-        word
-        for word, count in here.items()
-        if count >= least and count / len(base_answers) >= 5 * elsewhere[word] / ordinary_count
-    }
+def _invented(question: str, answer: str) -> set[str]:
+    asked = base_forms(question)
+    return {name for name in proper_names(answer) if not base_forms(name) & asked}
 
 
-def _everyday_words(ordinary_answers: Sequence[set[str]]) -> set[str]:
+def _everyday_words(ordinary_answers: Iterable[str]) -> set[str]:
     """Words in at least 1 %, and in two or more, of the answers on everything else."""
-    counts = Counter(word for answer in ordinary_answers for word in answer)
-    least = max(2, EVERYDAY_SHARE * len(ordinary_answers))
+    answers = [content_words(answer) for answer in ordinary_answers]
+    counts = Counter(word for answer in answers for word in answer)
+    least = max(2, EVERYDAY_SHARE * len(answers))
     return {word for word, count in counts.items() if count >= least}

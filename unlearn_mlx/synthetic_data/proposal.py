@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Completion, Request, generate
 from unlearn_mlx.runs.run import Work
-from unlearn_mlx.text.words import content_words, is_plain, words
-from unlearn_mlx.topics import Topic, fold
+from unlearn_mlx.text.words import content_words, fold, is_plain, words
+from unlearn_mlx.topics import Topic
 
 _ASKED = {
     "aliases": "other names",

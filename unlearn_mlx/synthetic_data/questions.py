@@ -10,8 +10,8 @@ from unlearn_mlx.runs.run import Work
 from unlearn_mlx.synthetic_data.journal import Journal
 from unlearn_mlx.synthetic_data.kinds import QUESTION_KINDS, QuestionKind
 from unlearn_mlx.text.similarity import Nearness
-from unlearn_mlx.text.words import is_plain, is_repetitive, words
-from unlearn_mlx.topics import Topic, fold
+from unlearn_mlx.text.words import fold, is_plain, is_repetitive, words
+from unlearn_mlx.topics import Topic
 
 LONGEST_QUESTION = 30  # words
 
