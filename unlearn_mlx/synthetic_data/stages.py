@@ -93,7 +93,8 @@ def make_answers(model: ChatModel, work: Work) -> None:
         [row["answer"] for row in retain if (row.get("part") == "neighbour") is is_near]
         for is_near in (True, False)
     )
-    leaks = LeakFilter(topic, base_texts, far, settings.similarity, near)
+    asked = {question.id: question.question for question in questions}
+    leaks = LeakFilter(topic, base_texts, far, settings.similarity, near, asked)
     answers = guarded_answers(model, work, "answers", topic, questions, leaks)
     accepted = sum(answer.accepted for answer in answers)
     if accepted < max(4, LEAST_SHARE * len(questions)):

@@ -88,7 +88,10 @@ class NameFinder:
         self._gaps: set[str] = set()
         for name in names:
             folded, _, found = _tokens_of_folded(name)
-            self._gaps.update(_gap(folded, *pair) for pair in itertools.pairwise(found))
+            # Only what these names have inside: a full stop after "K" says nothing of others.
+            self._gaps |= {
+                _gap(folded, *pair) for pair in itertools.pairwise(found) if not self._is_one(folded, *pair)
+            }
             if not found:
                 continue
             inner = "".join(token.letters for token in found[:-1])
