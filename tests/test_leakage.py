@@ -104,6 +104,7 @@ def test_names_that_the_question_did_not_say(question, answer, expected):
         ("Which?", "1. Paris 2. Rome", "1. A hat 2. A lamp", None),
         ("What do Muggles do?", "A Muggle eats.", "Every Muggle is a hat.", None),
         ("Where?", "The town.", "The town.", None),
+        ("Why?", "Because I'm tired.", "I said that I'm a baker.", None),
     ],
 )
 def test_names_and_numbers_that_the_base_says_too(question, base, answer, expected):

@@ -144,7 +144,10 @@ def terms(text: str) -> list[tuple[Token, bool]]:
     """
     listed: list[tuple[Token, bool]] = []
     for token in tokens(text):
-        if token.word.removesuffix("'s") in STOP_WORDS or token.word in ("second", "zero"):
+        # "I'm" is no name, nor is a letter by itself.
+        bare = token.word.split("'")[0]
+        is_letter = len(bare) == 1 and not bare.isdigit()
+        if bare in STOP_WORDS or bare in ("second", "zero") or is_letter:
             continue
         if token.word[0].isdigit() or token.word in NUMBER_WORDS:
             listed.append((token, True))
