@@ -10,11 +10,12 @@ import streamlit as st
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, probe_files, read_probes
 from unlearn_mlx.evaluation.schema import SCOPES, shows_it
+from unlearn_mlx.paths import DATA
+from unlearn_mlx.paths import SHIPPED_ADAPTERS as SHIPPED
 from unlearn_mlx.runs.files import read_journal, read_json
 from unlearn_mlx.runs.run import RUNS, Run, open_run
-from unlearn_mlx.topics import DATA, Topic, load_topic
+from unlearn_mlx.topics import Topic, load_topic
 
-SHIPPED = DATA.parent / "adapters"
 KEY = "adapter"  # of the chosen one in the session and in the page's address
 
 

@@ -9,7 +9,8 @@ from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.audit import audit, relearn, verdict
 from unlearn_mlx.inference.adapters import load_adapter
 from unlearn_mlx.inference.fusing import fused
-from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.inference.loading import load_model
+from unlearn_mlx.models.registry import resolve_model
 from unlearn_mlx.runs.files import read_rows, write_rows
 from unlearn_mlx.runs.run import Work
 

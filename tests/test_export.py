@@ -14,8 +14,9 @@ from tests.helpers import QUESTIONS, chat_prompt, complaint, unlearn
 from tests.runs_with_results import TOPIC, finished_run
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.inference.adapters import load_adapter
+from unlearn_mlx.inference.loading import load_model
 from unlearn_mlx.models.embedded import embedded_gguf
-from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.models.registry import resolve_model
 from unlearn_mlx.runs.files import read_json
 from unlearn_mlx.sharing.export import export
 from unlearn_mlx.sharing.measure import Leak

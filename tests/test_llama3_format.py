@@ -10,7 +10,8 @@ from llama_models.llama3.chat_format import ChatFormat
 from llama_models.llama3.tokenizer import Tokenizer as ReferenceTokenizer
 
 from tests.architectures import REFERENCE_MODEL, VOCABULARY
-from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.inference.loading import load_model
+from unlearn_mlx.models.registry import resolve_model
 from unlearn_mlx.runs.files import read_json
 
 PIECES = [

@@ -6,11 +6,12 @@ from typing import Any
 
 from unlearn_mlx.cli.rendering import STAGE_NAMES
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.paths import DATA
+from unlearn_mlx.paths import SHIPPED_ADAPTERS as SHIPPED
 from unlearn_mlx.runs.files import read_json
 from unlearn_mlx.runs.run import RUNS, STAGES, Run, open_run, run_path
-from unlearn_mlx.topics import DATA, Topic, load_topic
+from unlearn_mlx.topics import Topic, load_topic
 
-SHIPPED = DATA.parent / "adapters"
 LEAK = "topic/open leak"
 
 

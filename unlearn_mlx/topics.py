@@ -11,11 +11,11 @@ from typing import Any
 import tomli_w
 
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.paths import DATA
 from unlearn_mlx.runs.files import write_atomically
 from unlearn_mlx.text.names import FoundName, NameFinder
 from unlearn_mlx.text.words import fold
 
-DATA = Path(__file__).resolve().parent.parent / "data"
 ENTITY_KINDS = ("people", "places", "works", "terms")
 LONGEST_NAME = 100
 

@@ -88,16 +88,14 @@ def _benchmark(given: argparse.Namespace) -> int:
     from unlearn_mlx.cli.rendering import plain
     from unlearn_mlx.errors import UserError
     from unlearn_mlx.evaluation.harness import run_tasks
-    from unlearn_mlx.models.registry import load_model, resolve_model
+    from unlearn_mlx.inference.loading import load_by_name
     from unlearn_mlx.runs.run import as_json, find_run
 
     if given.limit is not None and given.limit < 1:
         raise UserError(f"--limit {given.limit}: ask at least one question")
     run = find_run(given.run)
-    with run.writing():
-        told = run_tasks(
-            load_model(resolve_model(run.model_name)), run, given.tasks, given.include, given.limit
-        )
+    with run.writing(), load_by_name(run.model_name) as model:
+        told = run_tasks(model, run, given.tasks, given.include, given.limit)
     if given.json:
         print(as_json(told))
         return 0

@@ -13,9 +13,9 @@ import mlx.core as mx
 
 from unlearn_mlx.compute.batch_size import BATCH_SIZES
 from unlearn_mlx.compute.device import Device
+from unlearn_mlx.compute.memory import GIGABYTE, mac_memory
 from unlearn_mlx.config import Settings, make_settings
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.models.hub import GIGABYTE
 from unlearn_mlx.runs.files import read_json
 
 PLAIN_PROMPT = 50
@@ -176,11 +176,6 @@ def preset_for(planned: Plan, memory_bytes: int) -> str | None:
     if planned.memory > memory_bytes:
         return None
     return "thorough" if planned.memory <= memory_bytes / 2 else "standard"
-
-
-def mac_memory(gigabytes: int) -> int:
-    """About what macOS lets the GPU keep, in bytes: two thirds, and three quarters from 36 GB on."""
-    return int(gigabytes * GIGABYTE * (3 / 4 if gigabytes >= 36 else 2 / 3))
 
 
 def mac_table() -> list[dict[str, Any]]:

@@ -27,11 +27,11 @@ from unlearn_mlx.inference.adapters import WEIGHTS, Adapter, load_adapter
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.fusing import fused
 from unlearn_mlx.inference.shared_prefix import common_prefix
+from unlearn_mlx.paths import DATA
 from unlearn_mlx.runs.files import read_json, read_rows, sha256_of, write_json
 from unlearn_mlx.runs.run import Work
 from unlearn_mlx.sft.batches import batch_order, make_batch, make_row
 from unlearn_mlx.sft.loss import Weights, loss_parts
-from unlearn_mlx.topics import DATA
 
 RELEARNING_STEPS = 20
 RELEARNING_ROWS = 8  # a step

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unlearn_mlx.paths import DATA
 from unlearn_mlx.runs.files import read_rows
-from unlearn_mlx.topics import DATA, Topic
+from unlearn_mlx.topics import Topic
 
 QUESTION_ANSWER, FILL_IN, MULTIPLE_CHOICE = "question-answer", "fill-in-the-blank", "multiple choice"
 FORM_OF_KIND = {"open": QUESTION_ANSWER, "cloze": FILL_IN, "choice": MULTIPLE_CHOICE}

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from unlearn_mlx.compute.workers import WorkerPool
 from unlearn_mlx.evaluation.divergence import divergence_from_base
 from unlearn_mlx.evaluation.membership import (
     Passage,
@@ -15,8 +16,8 @@ from unlearn_mlx.evaluation.metrics import Values
 from unlearn_mlx.inference.adapters import Adapter
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
+from unlearn_mlx.paths import DATA
 from unlearn_mlx.text.overlap import ngram_entropy
-from unlearn_mlx.topics import DATA
 
 NEUTRAL_TOKENS = 64
 
@@ -33,6 +34,7 @@ def compare_neutral(
     seed: int,
     progress: Callable[[int, int, str], None],
     is_cancelled: Callable[[], bool],
+    workers: WorkerPool | None = None,
 ) -> tuple[Values, Values, dict[str, dict[str, float]]]:
     """Metrics of base and adapter, one value a text, and the membership metrics of both.
 
@@ -48,14 +50,14 @@ def compare_neutral(
     texts = [passage.text for passage in passages]
     progress(0, 4, "neutral texts")
     adapter.switch(False)
-    base_answers = generate(model, requests, seed, is_cancelled)
+    base_answers = generate(model, requests, seed, is_cancelled, workers)
     progress(1, 4, "neutral texts")
     raw = texts or [answer.text for answer in base_answers]
-    base_scores = token_scores(model, raw)
+    base_scores = token_scores(model, raw, workers)
     adapter.switch(True)
     progress(2, 4, "neutral texts")
-    answers = generate(model, requests, seed, is_cancelled)
-    scores = token_scores(model, raw)
+    answers = generate(model, requests, seed, is_cancelled, workers)
+    scores = token_scores(model, raw, workers)
     progress(3, 4, "neutral texts")
     kept = [number for number, answer in enumerate(base_answers) if answer.text.strip()]
     divergences = divergence_from_base(
@@ -63,6 +65,7 @@ def compare_neutral(
         adapter,
         [prompts[number] for number in kept],
         [model.text_tokens(base_answers[number].text) for number in kept],
+        workers,
     )
     progress(4, 4, "neutral texts")
     differences = [

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from unlearn_mlx.compute.cpu_blas import cache_folder
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.forms import forms_file, read_forms
 from unlearn_mlx.evaluation.generated_probes import make_probes
@@ -28,6 +27,7 @@ from unlearn_mlx.evaluation.side_effects import compare_neutral
 from unlearn_mlx.evaluation.verdict import verdict
 from unlearn_mlx.inference.adapters import WEIGHTS, load_adapter
 from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.paths import cache_folder
 from unlearn_mlx.runs.files import read_json, read_rows, sha256_of, write_json, write_rows
 from unlearn_mlx.runs.run import Run, Work
 from unlearn_mlx.text.similarity import NEAR_DUPLICATE, Nearness
@@ -86,9 +86,16 @@ def evaluate(model: ChatModel, work: Work) -> None:
             progress("adapter"),
             work.is_cancelled,
             journal,
+            work.workers,
         )
         base_neutral, changed_neutral, membership = compare_neutral(
-            model, adapter, read_passages(topic), settings.seed, progress("both on"), work.is_cancelled
+            model,
+            adapter,
+            read_passages(topic),
+            settings.seed,
+            progress("both on"),
+            work.is_cancelled,
+            work.workers,
         )
     finally:
         adapter.detach()
@@ -169,6 +176,7 @@ def _base_results(
                 scored,
                 work.is_cancelled,
                 path.with_suffix(".jsonl"),
+                work.workers,
             )
             write_json(path, known)
             path.with_suffix(".jsonl").unlink(missing_ok=True)

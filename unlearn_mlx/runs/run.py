@@ -172,9 +172,7 @@ def open_run(path: Path) -> Run:
     ):
         raise UserError(f"{path / 'manifest.json'} is damaged: restore it, or delete the directory")
     if isinstance(manifest["settings"], dict):
-        manifest["settings"] = {
-            OLD_NAMES.get(key, key): value for key, value in manifest["settings"].items()
-        }
+        manifest["settings"] = {OLD_NAMES.get(key, key): value for key, value in manifest["settings"].items()}
     if manifest["format"] > FORMAT:
         raise UserError(f"{path} was made by a newer unlearn-mlx: update this one")
     return Run(path, manifest)
@@ -205,11 +203,13 @@ def package_versions() -> dict[str, str]:
 
 @dataclass
 class Work:
-    """What every stage is given: where to write, and when to stop."""
+    """What every stage is given: where to write, when to stop, and who works beside it."""
 
     run: Run
     settings: Settings
     is_cancelled: Callable[[], bool] = lambda: False
+    # A WorkerPool of compute/workers.py, which stands above this file; None has all work done here.
+    workers: Any = None
 
     def progress(self, stage: str, done: int, total: int, unit: str, **facts: Any) -> None:
         """Say how far a stage is."""

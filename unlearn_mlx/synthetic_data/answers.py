@@ -40,7 +40,7 @@ def base_answers(
         for question in questions
     ]
     answers: dict[str, tuple[str, bool]] = {}
-    for completions in journal.complete(model, requests, work.settings.seed, work.is_cancelled):
+    for completions in journal.complete(model, requests, work.settings.seed, work.is_cancelled, work.workers):
         for completion in completions:
             question = questions[len(answers)]
             answers[question.id] = (completion.text.strip(), completion.finished)
@@ -84,7 +84,7 @@ def guarded_answers(
             asked = by_variant[variant]
             position = 0
             for completions in journal.complete(
-                model, [r for _, r in asked], settings.seed, work.is_cancelled
+                model, [r for _, r in asked], settings.seed, work.is_cancelled, work.workers
             ):
                 shown = []
                 for completion in completions:

@@ -7,6 +7,7 @@ from it, any other is generated anew: the batches, hence the bytes, are those of
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from unlearn_mlx.compute.workers import WorkerPool
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Completion, Request, generate
 from unlearn_mlx.runs.files import append_rows, read_journal
@@ -26,13 +27,18 @@ class Journal:
         }
 
     def complete(
-        self, model: ChatModel, requests: Sequence[Request], seed: int, is_cancelled: Callable[[], bool]
+        self,
+        model: ChatModel,
+        requests: Sequence[Request],
+        seed: int,
+        is_cancelled: Callable[[], bool],
+        workers: WorkerPool | None = None,
     ) -> Iterator[list[Completion]]:
         """Yield the completions of all requests, cohort by cohort, in their order."""
         for start in range(0, len(requests), COHORT):
             cohort = requests[start : start + COHORT]
             if not all(request.key in self.completions for request in cohort):
-                completions = generate(model, cohort, seed, is_cancelled)
+                completions = generate(model, cohort, seed, is_cancelled, workers)
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 append_rows(self.path, [vars(completion) for completion in completions])
                 self.completions.update({completion.key: completion for completion in completions})

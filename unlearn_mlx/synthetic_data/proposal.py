@@ -36,7 +36,7 @@ def propose_topic(model: ChatModel, work: Work, name: str) -> Topic:
         for field, asked in _ASKED.items()
         for sample in range(SAMPLES)
     ]
-    completions = generate(model, requests, work.settings.seed, work.is_cancelled)
+    completions = generate(model, requests, work.settings.seed, work.is_cancelled, work.workers)
     found: dict[str, list[str]] = {}
     seen: set[str] = {fold(name)}
     for number, field in enumerate(_ASKED):

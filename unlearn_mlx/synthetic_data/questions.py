@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from unlearn_mlx.inference.chat_model import ChatModel, Message
-from unlearn_mlx.inference.generation import Request, random_source
+from unlearn_mlx.inference.generation import Request
 from unlearn_mlx.runs.run import Work
+from unlearn_mlx.seeding import random_source
 from unlearn_mlx.synthetic_data.journal import Journal
 from unlearn_mlx.synthetic_data.kinds import QUESTION_KINDS, QuestionKind
 from unlearn_mlx.text.similarity import Nearness
@@ -154,7 +155,7 @@ def write_questions(
             number += 1
         position = 0
         for completions in journal.complete(
-            model, [plan[0] for plan in plans], work.settings.seed, work.is_cancelled
+            model, [plan[0] for plan in plans], work.settings.seed, work.is_cancelled, work.workers
         ):
             fresh = []
             for completion in completions:

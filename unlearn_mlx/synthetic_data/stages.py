@@ -7,6 +7,7 @@ from typing import Any
 
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.paths import DATA
 from unlearn_mlx.runs.files import read_rows, write_json, write_rows
 from unlearn_mlx.runs.run import Work
 from unlearn_mlx.synthetic_data.answers import Answer, base_answers, guarded_answers
@@ -20,7 +21,6 @@ from unlearn_mlx.synthetic_data.questions import (
     topic_subjects,
     write_questions,
 )
-from unlearn_mlx.topics import DATA
 
 LEAST_SHARE = 0.25  # of the wanted questions; with fewer, training would not reach the topic
 
