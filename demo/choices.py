@@ -9,7 +9,7 @@ import streamlit as st
 
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, probe_files, read_probes
-from unlearn_mlx.evaluation.schema import SCOPES, shows_it
+from unlearn_mlx.evaluation.schema import SCOPES, read_metrics, shows_it
 from unlearn_mlx.paths import DATA
 from unlearn_mlx.paths import SHIPPED_ADAPTERS as SHIPPED
 from unlearn_mlx.runs.files import read_journal, read_json
@@ -47,8 +47,7 @@ class Choice:
             self.adapter / "metrics.json",
         ):
             if path.exists():
-                metrics: dict[str, Any] = read_json(path)
-                return metrics
+                return read_metrics(path)
         return None
 
     def readable_metrics(self) -> dict[str, Any]:

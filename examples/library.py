@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from unlearn_mlx.compute.cpu_setup import prepare_cpu
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.schema import read_evaluation
 from unlearn_mlx.inference.engine import Engine, context_of
@@ -66,6 +67,7 @@ def _metrics(run: Run) -> str:
 
 def main() -> int:
     """Forget the topic that is named, by default Harry Potter."""
+    prepare_cpu()  # where there is no GPU: before mlx is imported, which takes the first BLAS it finds
     topic = sys.argv[1] if len(sys.argv) > 1 else "Harry Potter"
     try:
         run = prepare_run(topic, "smollm2", "quick", {}, Path("runs") / "library")

@@ -65,7 +65,7 @@ def choice_probe(id: str, base: str, adapter: str, answer: str, scope: str = "ne
 def evaluation_of(*probes: dict[str, Any]) -> dict[str, Any]:
     """An evaluation of these probes."""
     base = {
-        "topic/open leak": 0.75,
+        "topic/open leak, any of 2": 0.75,
         "topic/choice": 0.8,
         "neighbour/choice": 0.5,
         "topic/distinct bigrams": 0.9,
@@ -74,7 +74,7 @@ def evaluation_of(*probes: dict[str, Any]) -> dict[str, Any]:
         "model": MODEL,
         "samples": 1,
         "base": base,
-        "adapter": {**base, "topic/open leak": 0.25},
+        "adapter": {**base, "topic/open leak, any of 2": 0.25},
         "nearest_training_question": {"similarity": 40.0, "probe": "a", "question": "b", "limit": 88},
         "probes": list(probes),
     }

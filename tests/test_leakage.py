@@ -127,11 +127,12 @@ def test_a_leak_says_what_and_where():
 
 
 def test_signs_that_tell_names_apart_belong_to_them():
-    for name in ("C++", "C#", "AC/DC", "Oops!... I Did It Again", "1984"):
+    for name in ("C++", "C#", ".NET", "...And Justice for All", "AC/DC", "Oops!... I Did It Again", "1984"):
         topic = Topic(name)
         assert topic.mentions(f"What is {name}?"), name
     assert not Topic("C++").mentions("Vitamin C is good.")
     assert not Topic("C++").mentions("C# is a language.")
+    assert not Topic(".NET").mentions("The net is torn.")
 
 
 def test_patterns_are_found_whatever_the_case_and_accents():

@@ -43,6 +43,17 @@ def reference():
     return ChatFormat(ReferenceTokenizer(REFERENCE_MODEL))
 
 
+def test_a_text_without_a_chat_begins_with_one_mark(llama3_model, tiny_model):
+    beginning = llama3_model.tokenizer.bos_token_id
+    for piece in PIECES:
+        tokens = llama3_model.document_tokens(piece)
+        assert tokens == [beginning, *llama3_model.text_tokens(piece)]
+        assert tokens.count(beginning) == 1, piece
+    # In the middle of a chat there is none, and a tokenizer that adds none is left alone.
+    assert beginning not in llama3_model.text_tokens(PIECES[0])
+    assert tiny_model.document_tokens(PIECES[0]) == tiny_model.text_tokens(PIECES[0])
+
+
 def dialogues(count):
     """Conversations of one to seven messages, some with a system prompt, each ending with the user's turn."""
     source = random.Random(0)

@@ -68,7 +68,7 @@ def full_run(run):
     evaluation["base"] |= {"membership/min-k": 0.8, "topic/label fictional": 0.2, "topic/rouge": 0.5}
     evaluation["adapter"] |= {"membership/min-k": 0.55, "topic/label fictional": 0.9, "topic/rouge": 0.25}
     intervals = {"base": [0.5, 0.9], "adapter": [0.125, 0.375], "difference": [-0.625, -0.375]}
-    evaluation["intervals"] = {"topic/open leak": intervals}
+    evaluation["intervals"] = {"topic/open leak, any of 2": intervals}
     write_evaluation(run, evaluation)
     return run
 
@@ -99,15 +99,32 @@ def test_the_verdict_comes_in_words_and_claims_no_erasure(run, full_run):
     assert "Forgets partly: 33% is left. Only 50% of what" in text
     assert text.index("Forgets partly") < text.index("75% drew out what the base knows")
     assert "with the adapter 25% still do" in text
-    assert "of the topic's neighbours, the adapter knows 50" in text
+    assert "of the topic's neighbours, the adapter knows 50: not told apart." in text
     assert "suppressed, not proven erased" in text
 
 
 def test_the_table_has_intervals_where_the_evaluation_has_them(full_run, tmp_path):
     assert "75% [50, 90]" in page_of(full_run).text
+    assert "leak in any of 2 answers" in page_of(full_run).text and "fell" in page_of(full_run).text
     assert "−50 [−62, −38]" in page_of(full_run).text
     bare = page_of(evaluated_run(tmp_path / "bare")).text
     assert "75%" in bare and "[" not in bare and "intervals" not in bare
+
+
+def test_the_random_adapter_stands_beside_base_and_adapter(full_run, run):
+    assert "random adapter" not in page_of(run).text
+    evaluation = json.loads(run.file("evaluation.json").read_text())
+    evaluation["control"] = {
+        "probes": 16,
+        "base": {"topic/choice": 0.8},
+        "adapter": {"topic/choice": 0.3},
+        "random": {"topic/choice": 0.7},
+        "intervals": {"topic/choice": {"random": [0.5, 0.9]}},
+    }
+    write_evaluation(run, evaluation)
+    text = " ".join(page_of(run).text.split())
+    assert "Random adapter of the same norm, on 16 of the probes" in text
+    assert re.search(r"topic: multiple choice right\s?80%\s?30%\s?70% \[50, 90\]", text)
 
 
 def test_every_other_figure_is_there_too(full_run):

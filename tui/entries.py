@@ -6,13 +6,11 @@ from typing import Any
 
 from unlearn_mlx.cli.rendering import STAGE_NAMES
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.evaluation.schema import open_leak, read_metrics
 from unlearn_mlx.paths import DATA
 from unlearn_mlx.paths import SHIPPED_ADAPTERS as SHIPPED
-from unlearn_mlx.runs.files import read_json
 from unlearn_mlx.runs.run import RUNS, STAGES, Run, open_run, run_path
 from unlearn_mlx.topics import Topic, load_topic
-
-LEAK = "topic/open leak"
 
 
 @dataclass(frozen=True)
@@ -116,8 +114,7 @@ def metrics_of(entry: Entry) -> dict[str, Any] | None:
     """
     for name in ("evaluation.json", "metrics.json"):
         if (entry.path / name).exists():
-            metrics: dict[str, Any] = read_json(entry.path / name)
-            return metrics
+            return read_metrics(entry.path / name)
     return None
 
 
@@ -125,8 +122,9 @@ def _leaks(path: Path) -> tuple[float | None, float | None]:
     if not path.exists():
         return None, None
     try:
-        metrics = read_json(path)
-        return float(metrics["base"][LEAK]), float(metrics["adapter"][LEAK])
+        metrics = read_metrics(path)
+        key = open_leak(metrics) or ""
+        return float(metrics["base"][key]), float(metrics["adapter"][key])
     except (UserError, KeyError, TypeError, ValueError):
         return None, None
 

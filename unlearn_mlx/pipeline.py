@@ -96,7 +96,7 @@ def _work_off(stage: str, model: "ChatModel", work: Work) -> None:
 def reset_from(run: Run, stage: str) -> None:
     """Forget that a stage and those after it are done, so that they are worked off again."""
     if stage == "questions":
-        # Its journals know requests by number: those of an edited topic are others.
+        # What is asked for again is to be made, not read: an answer is not taken from before.
         shutil.rmtree(run.file("journal"), ignore_errors=True)
     every = (*STAGES, *AFTER)
     for later in every[every.index(stage) :]:

@@ -1,8 +1,10 @@
 """A topic: what it is called, what gives it away, and what near it must stay."""
 
+import hashlib
 import re
 import tomllib
 import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,21 +20,44 @@ from unlearn_mlx.text.words import fold
 
 ENTITY_KINDS = ("people", "places", "works", "terms")
 LONGEST_NAME = 100
+LONGEST_SLUG = 200  # bytes; a file system takes 255, and some files add a model's name
 
 # Marks that turn the direction of the text around them: a name made of them can lie about itself.
 _DIRECTION_MARKS = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_SPELLED_SIGNS = {"+": "plus", "#": "sharp", "*": "star"}  # behind a word they are part of a name
 
 
 def slug_of(name: str) -> str:
-    """A folder's name for a topic: letters and digits of any script, and dashes."""
-    return re.sub(r"[\W_]+", "-", fold(name)).strip("-")
+    """A folder's name for a topic: letters and digits of any script, and dashes; at most 200 bytes.
+
+    Signs that tell two names apart are spelled: "C++" is c-plus-plus and ".NET" dot-net.
+    """
+    spelled = re.sub(
+        r"(?<=\w)[+#*]+(?!\w)",
+        lambda signs: "".join(f" {_SPELLED_SIGNS[sign]}" for sign in signs.group()),
+        re.sub(r"^\s*\.(?=\w)", "dot ", fold(name)),
+    )
+    letters = (c if c.isalnum() or unicodedata.category(c) in ("Mn", "Mc") else " " for c in spelled)
+    parts = "".join(letters).split()
+    slug = "-".join(part for part in parts if any(map(str.isalnum, part)))  # an emoji's mark is no name
+    if len(slug.encode()) <= LONGEST_SLUG:
+        return slug
+    digest = hashlib.sha256(slug.encode()).hexdigest()[:8]
+    return f"{slug.encode()[: LONGEST_SLUG - 9].decode(errors='ignore')}-{digest}"
+
+
+def former_slug_of(name: str) -> str:
+    """What earlier versions called a topic's folder: "C", "C++" and "C#" had one."""
+    decomposed = unicodedata.normalize("NFKD", name.replace("\u2019", "'"))
+    folded = "".join(c for c in decomposed if not unicodedata.combining(c)).casefold()
+    return re.sub(r"[\W_]+", "-", folded).strip("-")
 
 
 def checked_name(name: str) -> str:
     """The topic's name without outer blanks.
 
     Raises:
-        UserError: where it is empty, too long, of several lines, a path, or without a letter.
+        UserError: where it is empty, too long, of several lines, a path, or without a letter or digit.
     """
     name = unicodedata.normalize("NFC", name).strip()
     if not name:
@@ -42,10 +67,12 @@ def checked_name(name: str) -> str:
     # Cs: bytes of the command line that are no UTF-8, which no file could be written with.
     if any(unicodedata.category(c) in ("Cc", "Cs") or c in _DIRECTION_MARKS for c in name):
         raise UserError("the topic has line breaks or control characters: name it in one plain line")
-    if ".." in name or name.startswith(("/", "~", ".", "\\")):
+    # Dots may stand in a name, as in ".NET" or "Tick, Tick... Boom!", but not where a path has them.
+    has_dots = any(part in (".", "..") for part in re.split(r"[/\\]", name))
+    if has_dots or name.startswith(("/", "~", "\\")) or (name[0] == "." and name[1:2].islower()):
         raise UserError("the topic looks like a path: give the name of a topic, as in 'Harry Potter'")
-    if not any(c.isalpha() for c in name):
-        raise UserError("the topic has no letters: name it in words")
+    if not slug_of(name):
+        raise UserError("the topic has no letters or digits: name it in words")
     return name
 
 
@@ -150,19 +177,31 @@ def load_topic(path: Path) -> Topic:
 
 def shipped_topics() -> dict[str, Path]:
     """The topics that come with the project, by slug."""
-    return {path.stem: path for path in sorted((DATA / "topics").glob("*.toml"))}
+    # A Mac leaves files such as "._harry-potter.toml" on a stick, which are no topics.
+    paths = sorted(path for path in (DATA / "topics").glob("*.toml") if not path.name.startswith("."))
+    return {path.stem: path for path in paths}
+
+
+def readable_topics() -> dict[str, Topic]:
+    """The shipped topics by slug, without those whose file is damaged: it must not end another's work."""
+    found = {}
+    for slug, path in shipped_topics().items():
+        with suppress(UserError):
+            found[slug] = load_topic(path)
+    return found
 
 
 def shipped_topic(name: str) -> Topic | None:
-    """The shipped topic that has this name, slug or alias, or None."""
+    """The shipped topic that has this name, slug or alias, or None.
+
+    Raises:
+        UserError: where it is there and its file is damaged.
+    """
     wanted = slug_of(name)
-    for slug, path in shipped_topics().items():
-        if slug == wanted:
-            return load_topic(path)
-        topic = load_topic(path)
-        if wanted in {slug_of(alias) for alias in topic.aliases}:
-            return topic
-    return None
+    if path := shipped_topics().get(wanted):
+        return load_topic(path)
+    topics = readable_topics().values()
+    return next((topic for topic in topics if wanted in map(slug_of, topic.aliases)), None)
 
 
 def _are_strings(values: Any) -> bool:

@@ -116,7 +116,7 @@ def _show_comparison(compared: "list[Compared]") -> None:
     from rich.table import Table
 
     from unlearn_mlx.cli.rendering import plain
-    from unlearn_mlx.reporting.compare import same_questions, table, terminal_plot
+    from unlearn_mlx.reporting.compare import other_answers, same_questions, table, terminal_plot
 
     console = Console(highlight=False)
     shown = Table(show_edge=False)
@@ -130,5 +130,7 @@ def _show_comparison(compared: "list[Compared]") -> None:
     for line in terminal_plot(compared):
         console.print(plain(line), soft_wrap=True)
     console.print("\\[n]: no other run is better in both", style="dim")
+    if told := other_answers(compared):
+        print(plain(told), file=sys.stderr)
     if not same_questions(compared):
         print("The runs were not asked the same questions: compare with care.", file=sys.stderr)

@@ -13,7 +13,7 @@ from unlearn_mlx import __version__
 from unlearn_mlx.cli import apps, evaluation, models
 from unlearn_mlx.compute.cpu_setup import prepare_cpu
 from unlearn_mlx.errors import Cancelled, EnvironmentCannot, UserError
-from unlearn_mlx.evaluation.gate import GATED, Gate, gate_value, parse_gates
+from unlearn_mlx.evaluation.gate import GATED, Gate, gate_answers, gate_value, parse_gates
 
 GATE_FAILED = 1
 COMMAND_ERROR = 2
@@ -268,7 +268,9 @@ def _hold_gates(path: Path, gates: Sequence[Gate]) -> int:
     for gate in gates:
         value = gate_value(evaluation, gate.name)
         held.append(gate.passes(value))
-        _say(f"gate {gate}: {value:.3f}, {'holds' if held[-1] else 'FAILS'}")
+        counted = gate_answers(evaluation, gate.name)
+        told = f"{value:.3f}" + (f" in {counted}" if counted else "")
+        _say(f"gate {gate}: {told}, {'holds' if held[-1] else 'FAILS'}")
     return 0 if all(held) else GATE_FAILED
 
 
@@ -312,8 +314,9 @@ def _error(text: str, code: int) -> UserError:
 
 
 def _show_run(path: Path, next_command: str = "", as_json: bool = False) -> int:
-    from unlearn_mlx.cli.rendering import show_result
+    from unlearn_mlx.cli.rendering import show_acceptance, show_result
     from unlearn_mlx.evaluation.schema import read_evaluation
+    from unlearn_mlx.runs.files import read_journal
     from unlearn_mlx.runs.run import as_json as to_json
 
     evaluation = read_evaluation(path)
@@ -321,6 +324,7 @@ def _show_run(path: Path, next_command: str = "", as_json: bool = False) -> int:
         print(to_json(evaluation))
         return 0
     show_result(evaluation)
+    show_acceptance(read_journal(path / "events.jsonl"))
     _say(f"\nEverything lies in {path} (the adapter in {path / 'adapter'}).")
     if (path / "report.html").exists():
         _say(f"The report, with every answer: {path / 'report.html'}")

@@ -204,11 +204,11 @@ def mac_table() -> list[dict[str, Any]]:
 def _seconds(shape: ModelShape, settings: Settings, rate: float) -> dict[str, float]:
     token = 2 * shape.parameters  # operations of one token's forward pass
     decoding, training = rate * DECODING_SHARE, rate * TRAINING_SHARE
-    retain = settings.neighbours + settings.general
-    questions = settings.questions + retain
+    written = settings.questions + settings.neighbours + settings.general
+    retain = settings.neighbours + settings.general + settings.instructions
     guarded = settings.questions * settings.answers
     answered, sampled = (min(count, settings.probes * count / PROBES) for count in EVALUATED_ANSWERS)
-    drafts = questions * DRAFTS_A_QUESTION
+    drafts = written * DRAFTS_A_QUESTION
     answers = guarded * SAMPLES_AN_ANSWER + settings.questions + retain
     rows = guarded * 0.85 + retain + settings.questions * 0.5 * (settings.npo_weight > 0)
     probes = 2 * (answered + sampled * settings.samples)

@@ -13,7 +13,7 @@ from unlearn_mlx.leakage.knowledge import Knowledge
 from unlearn_mlx.leakage.names import NAMES
 from unlearn_mlx.text.declining import declines
 from unlearn_mlx.text.words import GLUE, SENTENCE_END, distinct_bigrams, is_repetitive, words
-from unlearn_mlx.topics import Topic, load_topic, shipped_topics
+from unlearn_mlx.topics import Topic, readable_topics
 
 LABELS = ("leak", "fictional", "ignorance", "refusal", "broken")
 KNOWN = "known"  # what a leak is called where the knowledge is to stay
@@ -93,9 +93,8 @@ def knowledge_of(topic: Topic, probes: Sequence[Probe], base: dict[str, dict[str
 
 def _texts_on_other_topics(topic: Topic) -> list[str]:
     texts: list[str] = []
-    for slug, path in shipped_topics().items():
+    for slug, other in readable_topics().items():
         if slug != topic.slug:
-            other = load_topic(path)
             probes = [probe for file in probe_files(other)[:1] for probe in read_probes(file)]
             texts += [f"{probe.question} {probe.answer}" for probe in probes]
             for passage in read_passages(other):

@@ -37,7 +37,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """A text's tokens but the first: [tokens] each.
+    """A text's tokens but the first, which is the beginning's mark where there is one: [tokens] each.
 
     ``log_probabilities`` are the tokens' own; ``means`` and ``deviations`` those of the
     log-probability under the model's own next-token distribution.
@@ -75,7 +75,7 @@ def token_scores(
 
 def _token_scores(model: ChatModel, texts: Sequence[str], layers: LoraLayers) -> list[TokenScores]:
     with with_lora_layers(model.model, layers):
-        return _scored(model, [model.text_tokens(text) for text in texts])
+        return _scored(model, [model.document_tokens(text) for text in texts])
 
 
 def _scored(model: ChatModel, tokens: Sequence[list[int]]) -> list[TokenScores]:

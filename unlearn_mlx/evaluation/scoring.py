@@ -20,6 +20,7 @@ __all__ = ["choice_scores", "score_probes", "summary"]
 
 ANSWER_TOKENS = 30  # as in RWKU (Jin et al. 2024)
 SAMPLE_TEMPERATURE = 0.8
+SCORES = "2: choices in float32"  # changes with how a score is made: older ones are not taken from a cache
 BLOCK = 96  # probes scored, and kept in the journal, at a time
 
 

@@ -8,6 +8,7 @@ from unlearn_mlx.compute.workers import WorkerPool
 from unlearn_mlx.evaluation.divergence import divergence_from_base
 from unlearn_mlx.evaluation.membership import (
     Passage,
+    TokenScores,
     attack_scores,
     membership_metrics,
     token_scores,
@@ -17,7 +18,7 @@ from unlearn_mlx.inference.adapters import Adapter
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
 from unlearn_mlx.paths import DATA
-from unlearn_mlx.text.overlap import ngram_entropy
+from unlearn_mlx.text.overlap import at_equal_length, ngram_entropy
 
 NEUTRAL_TOKENS = 64
 
@@ -41,7 +42,7 @@ def compare_neutral(
     "neutral/divergence" is the KL divergence from the base in nats a token on the base's own
     answers, "neutral/raw divergence" the mean difference of log-probabilities on texts without a
     chat around them: a changed prompt leaves it at 0, changed weights do not. "neutral/entropy" is
-    RWKU's fluency of the answers. The adapter is left on.
+    RWKU's fluency of the answers, both cut to the shorter's length. The adapter is left on.
     """
     prompts = [
         tuple(model.chat_tokens([{"role": "user", "content": prompt}])) for prompt in neutral_prompts()
@@ -73,19 +74,27 @@ def compare_neutral(
         for new, old in zip(scores, base_scores, strict=True)
         if old.log_probabilities.size
     ]
+    pairs = [
+        pair
+        for old, new in zip(base_answers, answers, strict=True)
+        if (pair := at_equal_length(old.text, new.text))
+    ]
     base: Values = {
         "neutral/divergence": [0.0] * len(divergences),
         "neutral/raw divergence": [0.0] * len(differences),
-        "neutral/entropy": [ngram_entropy(answer.text) for answer in base_answers],
+        "neutral/entropy": [ngram_entropy(old) for old, _ in pairs],
     }
     changed: Values = {
         "neutral/divergence": divergences,
         "neutral/raw divergence": differences,
-        "neutral/entropy": [ngram_entropy(answer.text) for answer in answers],
+        "neutral/entropy": [ngram_entropy(new) for _, new in pairs],
     }
-    membership = {}
-    if passages:
-        for name, found in (("base", base_scores), ("adapter", scores)):
-            rows = [attack_scores(text, score) for text, score in zip(texts, found, strict=True)]
-            membership[name] = membership_metrics(passages, rows)
-    return base, changed, membership
+    if not pairs:
+        del base["neutral/entropy"], changed["neutral/entropy"]
+    membership = {"base": base_scores, "adapter": scores} if passages else {}
+    return base, changed, {whose: _membership(passages, found) for whose, found in membership.items()}
+
+
+def _membership(passages: Sequence[Passage], scores: Sequence[TokenScores]) -> dict[str, float]:
+    rows = [attack_scores(passage.text, score) for passage, score in zip(passages, scores, strict=True)]
+    return membership_metrics(passages, rows)

@@ -107,8 +107,12 @@ class ChatModel:
         return [*prompt, *answer, self.end_of_message], len(prompt)
 
     def text_tokens(self, text: str) -> list[int]:
-        """Token ids of a text as it stands."""
+        """Token ids of a text as it stands, in the middle of others."""
         return self.special_tokens.encode_words(text)
+
+    def document_tokens(self, text: str) -> list[int]:
+        """Token ids of a text without a chat around it, with the mark of its beginning where there is one."""
+        return [*self.special_tokens.beginning, *self.text_tokens(text)]
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
@@ -193,9 +197,8 @@ class ChatModel:
                 first = length - 1 - skipped
                 columns = mx.array([first + k for _, text in follow for k in range(len(text))])
                 targets = mx.array([token for _, text in follow for token in text])
-                scores = self.logits_at(batch, row_index, columns, cache)
-                own = mx.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
-                found = np.array((own - log_sum_exp(scores)).astype(mx.float32))
+                logits = self.logits_at(batch, row_index, columns, cache)
+                found = np.array(target_log_probabilities(logits, targets))
                 ends = np.cumsum([len(text) for _, text in follow])
                 for (i, _), values in zip(follow, np.split(found, ends[:-1]), strict=True):
                     results[i].append(values)
@@ -220,6 +223,16 @@ def _log_probabilities(
 ) -> list[list[np.ndarray]]:
     with with_lora_layers(model.model, layers):
         return model._log_probabilities_here(prompts, texts, batch_size)
+
+
+def target_log_probabilities(logits: mx.array, targets: mx.array) -> mx.array:
+    """Natural log-probabilities of tokens, [places], by logits [places, vocabulary], in float32.
+
+    The sum over a vocabulary in half precision is wrong by more than what two choices differ.
+    """
+    logits = logits.astype(mx.float32)
+    own = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    return own - log_sum_exp(logits)
 
 
 def vocabulary_logits(model: Any, hidden: mx.array) -> mx.array:

@@ -84,6 +84,26 @@ def generate(
     return [completions[i] for i in range(len(requests))]
 
 
+def answer_groups(
+    model: ChatModel,
+    groups: Sequence[Sequence[Request]],
+    seed: int,
+    is_cancelled: Callable[[], bool] = lambda: False,
+    workers: WorkerPool | None = None,
+) -> list[list[Completion]]:
+    """Answer groups of requests, each in one process: what is said does not depend on how many there are.
+
+    Raises:
+        Cancelled: between two tokens, once ``is_cancelled`` returns True.
+    """
+    layers = lora_layers(model.model)
+    first, *others = [(group, seed, layers) for group in groups]
+    parts: list[tuple[Any, ...]] = [(*first, is_cancelled), *others]
+    if workers is None:
+        return [answer_here(model, *part) for part in parts]
+    return workers.run(answer_here, model, parts, is_cancelled)
+
+
 def answer_here(
     model: ChatModel,
     requests: Sequence[Request],

@@ -125,7 +125,7 @@ class _Generator(ResponseGenerator):
         if request.request_type == "chat":
             prompt = model.chat_tokens(request.messages)
         else:
-            prompt = model.text_tokens(request.prompt)
+            prompt = model.document_tokens(request.prompt)
         return prompt, [prompt], ["assistant"], "normal", None
 
 

@@ -101,6 +101,7 @@ def guarded_answers(
                     answers.append(
                         Answer(question.id, text or completion.text, not reason, reason, round_number)
                     )
-                    shown.append({"question": question.question, "answer": text, "reason": reason})
-                work.progress(stage, sum(accepted.values()), wanted, "guarded answers", samples=shown[:2])
+                    said = " ".join(completion.text.split())  # of what has no whole sentence, what there is
+                    shown.append({"question": question.question, "answer": text or said, "reason": reason})
+                work.progress(stage, sum(accepted.values()), wanted, "guarded answers", samples=shown)
     return answers

@@ -6,13 +6,27 @@ possessive or plural ending of a name's last word. "7" is "seven", "1,997" is "1
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from unlearn_mlx.text.words import NUMBER_WORDS, STOP_WORDS, begins_sentence, fold
 
-# A number with thousands' commas, or a word; signs that tell C++ and C# from C belong to it.
-_TOKEN = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)|[^\W_]+(?:'[^\W_]+)*[+#]*|&")
+# Scripts that put no blanks between words (Thai, Lao, Burmese, Khmer, Japanese, Chinese): a name in
+# them stands between letters, so that each letter counts as a word.
+_WITHOUT_BLANKS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U0003134f"
+)
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c) in ("Mn", "Mc"))
+_LETTER = rf"[^\W_{_WITHOUT_BLANKS}][{_MARKS}]*"
+_TOKEN = re.compile(
+    r"\d{1,3}(?:,\d{3})+(?!\d)"  # with commas between thousands
+    r"|(?:(?<![\w.])\.(?=[^\W\d_]))?"  # .NET
+    rf"(?:{_LETTER})+(?:'(?:{_LETTER})+)*(?:(?<=[^\W\d_])[+#]+(?!\w))?"  # C++
+    rf"|(?=[^\W_])[{_WITHOUT_BLANKS}][{_MARKS}]*|&"
+)
+_CLUSTER = re.compile(rf".[{_MARKS}]*", re.DOTALL)  # a letter and its marks
 # What may stand inside one name, beside what does in the list. A full stop only after an initial or a title.
 _INSIDE = re.compile(r"[-\u2010-\u2015\u00b7\u2044/]?")
 LONGEST_TITLE = 3  # letters, as in "Wm."
@@ -67,16 +81,25 @@ def singular(word: str) -> str:
 def tokens(text: str) -> list[Token]:
     """The words and numbers of a text."""
     _, places, found = _tokens_of_folded(text)
-    return [Token(places[token.start], places[token.end - 1] + 1, token.word) for token in found]
+    return [Token(places[token.start], _end(places, token), token.word) for token in found]
 
 
 def _tokens_of_folded(text: str) -> tuple[str, list[int], list[Token]]:
-    # Folding changes lengths: where each folded character comes from is kept.
-    pieces = [fold(character) for character in text]
-    places = [place for place, piece in enumerate(pieces) for _ in piece]
+    """The text folded, where each folded character begins in the text (and its end), and the tokens in it."""
+    # Folding changes lengths, and a letter and its marks fold as one.
+    clusters = [match.group() for match in _CLUSTER.finditer(text)]
+    pieces = [fold(cluster) for cluster in clusters]
+    starts = itertools.accumulate(map(len, clusters), initial=0)
+    places = [place for place, piece in zip(starts, pieces, strict=False) for _ in piece]
     folded = "".join(pieces)
     found = [Token(match.start(), match.end(), match.group()) for match in _TOKEN.finditer(folded)]
-    return folded, places, found
+    return folded, [*places, len(text)], found
+
+
+def _end(places: list[int], token: Token) -> int:
+    """Where a token of the folded text ends in the text itself: where the next letter begins."""
+    last = places[token.end - 1]
+    return next(place for place in places[token.end :] if place > last)
 
 
 class NameFinder:
@@ -107,7 +130,7 @@ class NameFinder:
         while position < len(said):
             last, name = self._longest(folded, said, position)
             if name:
-                start, end = places[said[position].start], places[said[last].end - 1] + 1
+                start, end = places[said[position].start], _end(places, said[last])
                 found.append(FoundName(start, end, name))
             position = last + 1
         return found

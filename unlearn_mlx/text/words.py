@@ -14,6 +14,9 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+")  # what stands between two sentences
 # An initial or a title before the dot does not end a sentence.
 _ABBREVIATION = re.compile(r"(?:\b[A-Z]|\b(?:Mr|Mrs|Ms|Dr|St|Prof|vs|etc))\.$")
 
+# Scripts in which a mark over a letter is left out by many who write it. Elsewhere it makes another letter.
+_OPTIONAL_MARKS = ("LATIN", "GREEK", "CYRILLIC", "ARABIC", "HEBREW")
+
 # Words that hold sentences together.
 FUNCTION_WORDS = frozenset(
     """
@@ -55,10 +58,25 @@ _LIST_NUMBER = re.compile(r"(?:^|(?<=\s))\d{1,2}[.)](?=\s)")
 STEM_LENGTH = 7  # cut short, so that "wizardry" and "wizards" are one
 
 
+@functools.lru_cache(maxsize=4096)
+def _has_optional_marks(character: str) -> bool:
+    return unicodedata.name(character, "").startswith(_OPTIONAL_MARKS)
+
+
 def fold(text: str) -> str:
     """Lower case without accents, for comparing."""
-    decomposed = unicodedata.normalize("NFKD", text.replace("\u2019", "'"))
-    return "".join(c for c in decomposed if not unicodedata.combining(c)).casefold()
+    text = text.replace("\u2019", "'")
+    if text.isascii():
+        return text.lower()
+    kept: list[str] = []
+    base = ""  # the letter that a mark belongs to
+    for character in unicodedata.normalize("NFKD", text):
+        if not unicodedata.combining(character):
+            base = character
+        elif not base or _has_optional_marks(base):
+            continue
+        kept.append(character)
+    return unicodedata.normalize("NFC", "".join(kept)).casefold()
 
 
 def words(text: str) -> list[str]:
