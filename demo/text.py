@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import streamlit as st
 
+from unlearn_mlx.leakage.names import leak_spans
 from unlearn_mlx.reporting.transcripts import printable
 from unlearn_mlx.topics import Topic
 
@@ -47,7 +48,7 @@ def answer_html(topic: Topic, question: str, answer: str, is_open: bool = False)
     """An answer as HTML with its leaks marked, and a cursor where more of it may come."""
     text = printable(answer)
     pieces, last = [], 0
-    for start, end in topic.leak_spans(question, text):
+    for start, end in leak_spans(topic, question, text):
         pieces += [(text[last:start], False), (text[start:end], True)]
         last = end
     return pieces_html([*pieces, (text[last:], False)], is_open)

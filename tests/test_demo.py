@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 from tests.helpers import QUESTIONS, WIZARD
 from tests.runs_with_results import TOPIC, finished_run
 from unlearn_mlx.evaluation.schema import open_leak
+from unlearn_mlx.leakage.names import leak_spans
 from unlearn_mlx.runs.files import write_json, write_rows
 
 APP = "../demo_app.py"
@@ -372,9 +373,12 @@ def test_leaks_are_what_the_question_did_not_say():
     from demo.text import answer_html
 
     answer = "Harry Potter met Hermione's friend J. K. Rowling in Hogwarts."
-    spans = [answer[start:end] for start, end in WIZARD.leak_spans("Who is Harry Potter?", answer)]
+    spans = [answer[start:end] for start, end in leak_spans(WIZARD, "Who is Harry Potter?", answer)]
     assert spans == ["Hermione's", "J. K. Rowling", "Hogwarts"]
     # Folding changes lengths: the marks stand where the names are.
     accented = "Ĳsel ﬁnds Hërmïone & <Hogwarts>"
-    assert [accented[start:end] for start, end in WIZARD.leak_spans("", accented)] == ["Hërmïone", "Hogwarts"]
+    assert [accented[start:end] for start, end in leak_spans(WIZARD, "", accented)] == [
+        "Hërmïone",
+        "Hogwarts",
+    ]
     assert "<mark>Hërmïone</mark> &amp; &lt;<mark>Hogwarts</mark>&gt;" in answer_html(WIZARD, "", accented)

@@ -30,7 +30,8 @@ from unlearn_mlx.synthetic_data.edits import (
     read_edits,
     undo_edit,
 )
-from unlearn_mlx.topics import Topic, fold
+from unlearn_mlx.text.words import fold
+from unlearn_mlx.topics import Topic
 
 ACCEPTED = "accepted"
 

@@ -2,6 +2,7 @@
 
 from textual.content import Content
 
+from unlearn_mlx.leakage.names import leak_spans
 from unlearn_mlx.reporting.transcripts import printable
 from unlearn_mlx.topics import Topic
 
@@ -20,8 +21,8 @@ def shown(text: str, style: str = "") -> Content:
 
 
 def leaked_names(topic: Topic, question: str, answer: str) -> list[str]:
-    """The names that ``Topic.leak_spans`` finds, each once, in the order they are said."""
-    spans = topic.leak_spans(question, answer)
+    """The names that ``leak_spans`` finds, each once, in the order they are said."""
+    spans = leak_spans(topic, question, answer)
     return list(dict.fromkeys(answer[start:end] for start, end in spans))
 
 
@@ -30,7 +31,7 @@ def with_leaks(topic: Topic | None, question: str, answer: str) -> Content:
     text = printable(answer)
     content = Content(text)
     if topic is not None:
-        for start, end in topic.leak_spans(question, text):
+        for start, end in leak_spans(topic, question, text):
             content = content.stylize("bold underline reverse", start, end)
     return content
 

@@ -20,6 +20,7 @@ from demo.text import answer_html, label, text_html
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.schema import SCOPES
 from unlearn_mlx.inference.engine import Engine, Mode
+from unlearn_mlx.leakage.names import leak_spans
 
 COLUMNS: dict[str, tuple[Mode, ...]] = {
     "Both": ("base", "adapter"),
@@ -224,7 +225,7 @@ def draw_turn(choice: Choice, turn: Turn, places: dict[Mode, DeltaGenerator]) ->
         with place.container():
             st.html(answer_html(choice.topic, turn.question, text, is_open))
             if mode in turn.first_tokens:
-                count = len(choice.topic.leak_spans(turn.question, text))
+                count = len(leak_spans(choice.topic, turn.question, text))
                 leaks = f"{count} name{'s' * (count != 1)} of the topic" if count else "no name of the topic"
                 cut = turn.state == "answered" and mode not in turn.finished
                 end = f" · cut at {turn.manner.max_tokens} tokens" if cut else ""

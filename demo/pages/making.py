@@ -8,6 +8,7 @@ import streamlit as st
 from demo.choices import Choice, chosen
 from demo.text import answer_html, label, text_html
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.leakage.names import leak_spans
 from unlearn_mlx.runs.files import read_rows
 
 SHOWN = 5
@@ -67,7 +68,7 @@ def questions_to_walk(choice: Choice, questions: Rows, answers: Rows, base_answe
     rejected = {row["question_id"] for row in answers if not row["accepted"]}
 
     def telling(question: dict[str, Any]) -> tuple[bool, bool]:
-        told = choice.topic.leak_spans(question["question"], base_answers.get(question["id"], ""))
+        told = leak_spans(choice.topic, question["question"], base_answers.get(question["id"], ""))
         return not told, question["id"] not in rejected
 
     seen: Counter[str] = Counter()
