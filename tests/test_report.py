@@ -25,8 +25,9 @@ from unlearn_mlx.config import Settings, make_settings
 from unlearn_mlx.evaluation.forms import FORMS
 from unlearn_mlx.reporting.charts import audit_chart, change_chart, pareto_chart, training_charts
 from unlearn_mlx.reporting.report import making_command, report_html, write_report
-from unlearn_mlx.reporting.transcripts import heat_map, marked, printable
+from unlearn_mlx.reporting.transcripts import heat_map, marked
 from unlearn_mlx.runs.run import open_run
+from unlearn_mlx.text.printable import printable
 
 AUDIT = {
     "rows": [

@@ -19,11 +19,11 @@ from tui.entries import Entry, all_entries, run_entry
 from tui.following import Following
 from tui.section import SECTIONS, Section
 from tui.talking import Talking
-from tui.text import one_line
 from tui.working import Workers, last_words
 from unlearn_mlx.cli.rendering import plain
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.runs.run import STAGES
+from unlearn_mlx.text.printable import one_line
 
 TICK = 0.25  # seconds between two looks at the events
 LOOK_AROUND = 2.0  # seconds between two looks for other runs and workers

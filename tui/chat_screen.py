@@ -15,11 +15,12 @@ from textual.widgets import Input, Static
 from tui.conversation import MODES, Conversation, Reply, Turn, mark_row
 from tui.section import Section
 from tui.slider import Slider
-from tui.text import one_line, shown
+from tui.text import shown
 from tui.turn_view import TurnView
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.inference.engine import Answering, Mode
 from unlearn_mlx.runs.files import append_rows, write_atomically
+from unlearn_mlx.text.printable import one_line
 from unlearn_mlx.topics import Topic, slug_of
 
 REDRAW = 1 / 15  # seconds between two drawings of an answer under way

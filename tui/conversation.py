@@ -8,7 +8,7 @@ from typing import Any
 
 from tui.text import leaked_names
 from unlearn_mlx.inference.engine import Mode, Piece, context_of
-from unlearn_mlx.reporting.transcripts import printable
+from unlearn_mlx.text.printable import one_line, printable
 from unlearn_mlx.topics import Topic
 
 MODES: dict[str, tuple[Mode, ...]] = {"adapter": ("adapter",), "base": ("base",), "both": ("base", "adapter")}
@@ -125,4 +125,4 @@ def _fenced(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&])", r"\\\1", " ".join(printable(text).split()))
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&])", r"\\\1", one_line(text))

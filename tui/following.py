@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tui.text import one_line
 from unlearn_mlx.cli.rendering import STAGE_NAMES
 from unlearn_mlx.runs.run import STAGES
+from unlearn_mlx.text.printable import one_line
 
 SAMPLES_KEPT = 400
 LINES_KEPT = 5000

@@ -10,7 +10,7 @@ from textual.widgets import Static
 from tui.entries import Entry
 from tui.section import Section
 from tui.table import Column, RowTable
-from tui.text import one_line
+from unlearn_mlx.text.printable import one_line
 
 WELCOME = "Nothing here yet. n: a new run · enter on a shipped adapter: chat with it"
 

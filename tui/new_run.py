@@ -14,10 +14,11 @@ from textual.widgets import Button, Collapsible, Input, Label, Select, Static
 
 from tui.command import run_command
 from tui.entries import Entry, free_path, run_entry
-from tui.text import gigabytes, one_line, shown
+from tui.text import gigabytes, shown
 from unlearn_mlx.config import PRESETS, Settings, make_settings
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.runs.run import Run
+from unlearn_mlx.text.printable import one_line
 from unlearn_mlx.topics import checked_name, shipped_topic, shipped_topics
 
 OWN = "another: a hub id or a folder"

@@ -17,12 +17,13 @@ from textual.widgets import Static
 from tui.dialogs import Line
 from tui.entries import Entry, metrics_of
 from tui.section import Section
-from tui.text import one_line, shown
+from tui.text import shown
 from unlearn_mlx.cli.rendering import evaluation_table, plain, three_answers
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.evaluation.schema import SCOPES
 from unlearn_mlx.reporting.transcripts import Cell, HeatMap, heat_map
 from unlearn_mlx.runs.files import read_journal
+from unlearn_mlx.text.printable import one_line
 from unlearn_mlx.topics import slug_of
 
 SHADES = " ░▒▓█"  # of a cell: colour is not needed to see how bad it is

@@ -9,7 +9,7 @@ from textual.screen import Screen
 from textual.widgets import Footer, Static
 
 from tui.entries import Entry
-from tui.text import one_line
+from unlearn_mlx.text.printable import one_line
 
 if TYPE_CHECKING:
     from tui.app import UnlearnApp

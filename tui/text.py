@@ -2,16 +2,11 @@
 
 from textual.content import Content
 
-from unlearn_mlx.reporting.transcripts import printable
+from unlearn_mlx.text.printable import printable
 from unlearn_mlx.topics import Topic
 
 BAR = "━"
 REST = "╌"  # told apart without colour
-
-
-def one_line(text: str) -> str:
-    """The printable text in a single line."""
-    return " ".join(printable(text).split())
 
 
 def shown(text: str, style: str = "") -> Content:

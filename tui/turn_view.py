@@ -7,8 +7,9 @@ from textual.message import Message
 from textual.widgets import Static
 
 from tui.conversation import Turn
-from tui.text import leaked_names, one_line, shown, with_leaks
+from tui.text import leaked_names, shown, with_leaks
 from unlearn_mlx.inference.engine import Mode
+from unlearn_mlx.text.printable import one_line
 from unlearn_mlx.topics import Topic
 
 

@@ -8,9 +8,9 @@ from subprocess import Popen
 
 import psutil
 
-from tui.text import one_line
 from unlearn_mlx.pipeline import start_child
 from unlearn_mlx.runs.run import STAGES
+from unlearn_mlx.text.printable import one_line
 
 MODULE = "unlearn_mlx.pipeline"
 BEHIND = 10  # a worker's priority: where cores are few, keys and chat go before it

@@ -11,7 +11,8 @@ from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.schema import SCOPES, verdict_sentences
 from unlearn_mlx.reporting.charts import THEMES, audit_chart, change_chart, character_chart, training_charts
 from unlearn_mlx.reporting.report import table_rows, verdict_words
-from unlearn_mlx.reporting.transcripts import Answer, Cell, HeatMap, Transcript, heat_map, printable
+from unlearn_mlx.reporting.transcripts import Cell, HeatMap, MarkedAnswer, Transcript, heat_map
+from unlearn_mlx.text.printable import printable
 
 CELL = "cell"  # the name of the heat-map's selection
 CELL_WIDTH, CELL_HEIGHT = 62, 30  # pixels
@@ -187,7 +188,7 @@ def mark_of(transcript: Transcript) -> str:
     return ":material/visibility:" if shows else ":material/visibility_off:"
 
 
-def show_answers(answers: list[Answer]) -> None:
+def show_answers(answers: list[MarkedAnswer]) -> None:
     """One model's answers, with what shows the knowledge marked."""
     for number, answer in enumerate(answers):
         if len(answers) > 1:

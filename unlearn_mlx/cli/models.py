@@ -58,7 +58,7 @@ def _models(given: argparse.Namespace) -> int:
 def _list_models(as_json: bool) -> int:
     from unlearn_mlx.models.hub import GIGABYTE, cached_folder, lack, size_of
     from unlearn_mlx.models.registry import NAMED_MODELS, default_model
-    from unlearn_mlx.runs.run import as_json as to_json
+    from unlearn_mlx.text.printable import as_json as to_json
 
     chosen, reason = default_model()
     rows = []

@@ -18,7 +18,7 @@ from unlearn_mlx.evaluation.schema import (
     verdict_sentences,
     with_interval,
 )
-from unlearn_mlx.reporting.transcripts import printable
+from unlearn_mlx.text.printable import printable
 
 STAGE_NAMES = {
     "questions": "Questions",

@@ -9,9 +9,9 @@ import numpy as np
 from unlearn_mlx.evaluation.forms import ADVERSARIAL_FORMS, FORMS
 from unlearn_mlx.evaluation.labels import KNOWN, LABELS
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe
+from unlearn_mlx.evaluation.schema import SCOPES
 from unlearn_mlx.topics import Topic
 
-SCOPES = ("topic", "neighbour", "general")
 AT = (1, 2, 4, 8, 16, 32)
 
 Values = dict[str, list[float]]  # metric to one value a probe, in the probes' order

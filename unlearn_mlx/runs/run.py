@@ -1,6 +1,5 @@
 """A run directory: the one place where a run's stages, its faces and its user meet."""
 
-import json
 import os
 import platform
 import time
@@ -214,9 +213,3 @@ class Work:
     def progress(self, stage: str, done: int, total: int, unit: str, **facts: Any) -> None:
         """Say how far a stage is."""
         self.run.event(stage, "progress", done=done, total=total, unit=unit, **facts)
-
-
-def as_json(value: Any) -> str:
-    """Indented JSON for a terminal or a program; what could rule a terminal is escaped."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
