@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import streamlit as st
 
+from unlearn_mlx.session.conversation import leak_pieces
 from unlearn_mlx.text.printable import one_line, printable
 from unlearn_mlx.topics import Topic
 
@@ -43,12 +44,7 @@ def label(text: str) -> str:
 
 def answer_html(topic: Topic, question: str, answer: str, is_open: bool = False) -> str:
     """An answer as HTML with its leaks marked, and a cursor where more of it may come."""
-    text = printable(answer)
-    pieces, last = [], 0
-    for start, end in topic.leak_spans(question, text):
-        pieces += [(text[last:start], False), (text[start:end], True)]
-        last = end
-    return pieces_html([*pieces, (text[last:], False)], is_open)
+    return pieces_html(leak_pieces(topic, question, answer), is_open)
 
 
 def pieces_html(pieces: Sequence[tuple[str, bool]], is_open: bool = False) -> str:

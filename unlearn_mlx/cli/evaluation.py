@@ -87,10 +87,10 @@ def _benchmark(given: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from unlearn_mlx.cli.rendering import plain
     from unlearn_mlx.errors import UserError
     from unlearn_mlx.evaluation.harness import run_tasks
     from unlearn_mlx.models.registry import load_model, resolve_model
+    from unlearn_mlx.reporting.terminal import plain
     from unlearn_mlx.runs.run import find_run
     from unlearn_mlx.text.printable import as_json
 
@@ -120,8 +120,8 @@ def _show_comparison(compared: "list[Compared]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from unlearn_mlx.cli.rendering import plain
     from unlearn_mlx.reporting.compare import same_questions, table, terminal_plot
+    from unlearn_mlx.reporting.terminal import plain
 
     console = Console(highlight=False)
     shown = Table(show_edge=False)

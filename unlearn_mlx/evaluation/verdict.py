@@ -32,7 +32,7 @@ _OTHER_FORMS = (
     "topic/cloze leak",
 )
 _CHANCE = {"topic/choice": 0.25}
-_IN_A_SENTENCE = {"topic": "the topic", "neighbour": "its neighbours", "general": "everything else"}
+_SPOKEN = {"topic": "the topic", "neighbour": "its neighbours", "general": "everything else"}
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,10 @@ def _notes(base: dict[str, float], adapter: dict[str, float]) -> list[str]:
     for scope, metric in (("neighbour", "neighbour/open known"), ("general", "general/open known")):
         left = _left(base, adapter, metric)
         if left is not None and left < KEPT:
-            notes.append(
-                f"asked openly about {_IN_A_SENTENCE[scope]}, it knows {left:.0%} of what the base knows"
-            )
+            notes.append(f"asked openly about {_SPOKEN[scope]}, it knows {left:.0%} of what the base knows")
         declined = _declined(adapter, scope) - _declined(base, scope)
         if declined >= BROKEN:
-            notes.append(f"{declined:.0%} more of the answers on {_IN_A_SENTENCE[scope]} decline")
+            notes.append(f"{declined:.0%} more of the answers on {_SPOKEN[scope]} decline")
     return notes
 
 
@@ -110,7 +108,7 @@ def _declined(metrics: dict[str, float], scope: str) -> float:
 
 def _broken(base: dict[str, float], adapter: dict[str, float]) -> str:
     """How language is broken, in words; empty where it is not."""
-    for scope, name in _IN_A_SENTENCE.items():
+    for scope, name in _SPOKEN.items():
         metric = f"{scope}/label broken"
         more = adapter.get(metric, 0.0) - base.get(metric, 0.0)
         if more >= BROKEN:

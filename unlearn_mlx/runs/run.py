@@ -105,6 +105,13 @@ def run_path(topic_name: str, out: Path | None = None) -> Path:
     return out if out is not None else RUNS / slug_of(topic_name)
 
 
+def is_free(path: Path) -> bool:
+    """Whether a run can be made there: nothing is in the place, or a topic file at most."""
+    if not path.is_dir():
+        return not path.exists()
+    return all(entry.name == "topic.toml" for entry in path.iterdir())
+
+
 def create_run(path: Path, topic: Topic, model: dict[str, Any], settings: Settings, device: str) -> Run:
     """Make a run directory, or open the one that is there if it is the same work.
 
@@ -135,7 +142,7 @@ def create_run(path: Path, topic: Topic, model: dict[str, Any], settings: Settin
         return run
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file: use '--out' for a directory")
-    if path.is_dir() and any(entry.name != "topic.toml" for entry in path.iterdir()):
+    if not is_free(path):
         raise UserError(f"{path} is not empty and no run: use '--out' for another directory")
     run = Run(path)
     run.manifest = {
@@ -184,11 +191,6 @@ def find_run(name: str) -> Run:
     if os.path.exists(os.path.join(name, "manifest.json")):  # False for a name too long for a path
         return open_run(Path(name))
     return open_run(RUNS / (slug_of(name)[:LONGEST_NAME] or "-"))
-
-
-def all_runs() -> list[Run]:
-    """The runs under the usual directory."""
-    return [open_run(path.parent) for path in sorted(RUNS.glob("*/manifest.json"))]
 
 
 def package_versions() -> dict[str, str]:
