@@ -190,7 +190,7 @@ def test_strength_zero_is_the_base_and_the_slider_is_moved_by_keys(workplace, ti
         await write(pilot, "Who is it?")
         await pilot.press("enter")
         turns = app.screen.conversation.turns
-        await until(pilot, lambda: turns and all(r.state != "asked" for r in turns[0].replies.values()), 60)
+        await until(pilot, lambda: turns and not turns[0].is_open, 60)
         said = [reply.text for reply in turns[0].replies.values()]
         assert len(said) == 2 and said[0] == said[1] != ""
         await pilot.press("ctrl+y")

@@ -138,8 +138,9 @@ class Progress:
 
     @property
     def leak(self) -> list[Point]:
-        """Share of held-out questions that leak, by step of validation."""
-        return _curve(self._validations, "leak_rate")
+        """Share of held-out questions that leak, by step of validation; 0 where none was written."""
+        found = sorted(self._validations.items())
+        return [(step, float(event.get("leak_rate", 0.0))) for step, event in found]
 
     @property
     def running(self) -> str:
@@ -250,7 +251,7 @@ def sentence_of(event: Event) -> str:
         )
     if event["kind"] == "acceptance":
         reasons = ", ".join(f"{count} {reason}" for reason, count in event["by_reason"].items())
-        return f"{event['rate']:.0%} of the guarded answers accepted; rejected: {reasons}"
+        return f"{event['rate']:.0%} of the answers accepted; rejected: {reasons}"
     return one_line(str(event["text"]))
 
 
