@@ -148,9 +148,11 @@ class UnlearnApp(App[None]):
 
     def _section(self) -> Section | None:
         """The screen that is up, where it is one of the six and no dialog is over it."""
+        if not self.is_running:  # the timers outlive the widgets when the app ends
+            return None
         try:
             screen = self.screen
-        except ScreenStackError:  # the timers outlive the screens when the app ends
+        except ScreenStackError:
             return None
         return screen if isinstance(screen, Section) and screen.is_built else None
 
