@@ -22,10 +22,11 @@ from mlx_lm.tuner import trainer as stock
 from mlx_lm.tuner.datasets import CacheDataset, ChatDataset
 
 from benchmarks.side_by_side import ROWS, in_turns, open_model, peak_bytes_of
-from unlearn_mlx.compute.workers import with_helpers
+from unlearn_mlx.compute.workers import ALONE, WorkerPool
 from unlearn_mlx.config import make_settings
 from unlearn_mlx.inference.adapters import Adapter, LoraShape
 from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.inference.loading import model_workers
 from unlearn_mlx.runs.files import read_rows, write_rows
 from unlearn_mlx.runs.run import Work, create_run
 from unlearn_mlx.sft.batches import make_batch, make_row
@@ -50,7 +51,10 @@ def settings_for(steps: int) -> Any:
 
 
 def ours(
-    model: ChatModel, rows: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]
+    model: ChatModel,
+    rows: Sequence[dict[str, Any]],
+    held_out: Sequence[dict[str, Any]],
+    workers: WorkerPool = ALONE,
 ) -> dict[str, float]:
     """Train by our loop; its own events say how fast it was."""
     settings = settings_for(len(rows) // BATCH_SIZE)
@@ -60,7 +64,7 @@ def ours(
         run = create_run(Path(folder) / "run", load_topic(ROWS / "topic.toml"), known, settings, "")
         write_rows(run.file("dataset", "train.jsonl"), list(rows))
         write_rows(run.file("dataset", "valid.jsonl"), list(held_out[:4]))
-        train(model, Work(run, settings))
+        train(model, Work(run, settings, workers=workers))
         progress = [event for event in run.events() if event["kind"] == "progress" and "forget_loss" in event]
         weights: Any = mx.load(str(run.file("adapter", "adapters.safetensors")))
         mx.eval(weights)
@@ -156,11 +160,11 @@ def held_out_loss(
 def measure(repeats: int, steps: int = STEPS) -> dict[str, Any]:
     """Answer tokens a second, peak memory, and the loss after the same rows."""
     model = open_model()
-    with with_helpers(model):
-        return _measured(model, repeats, steps)
+    with model_workers(model) as workers:
+        return _measured(model, workers, repeats, steps)
 
 
-def _measured(model: ChatModel, repeats: int, steps: int) -> dict[str, Any]:
+def _measured(model: ChatModel, workers: WorkerPool, repeats: int, steps: int) -> dict[str, Any]:
     entries = shipped_rows()
     rows, held_out = entries[: steps * BATCH_SIZE], entries[-HELD_OUT:]
     found: dict[str, dict[str, float]] = {}
@@ -173,7 +177,7 @@ def _measured(model: ChatModel, repeats: int, steps: int) -> dict[str, Any]:
         return once
 
     ways = {
-        "ours": rate("ours", lambda: ours(model, rows, held_out)),
+        "ours": rate("ours", lambda: ours(model, rows, held_out, workers)),
         "mlx-lm": rate("mlx-lm", lambda: peer(model, train_stock, rows, held_out, stock.iterate_batches)),
     }
     if find_spec("mlx_lm_lora"):
@@ -181,7 +185,7 @@ def _measured(model: ChatModel, repeats: int, steps: int) -> dict[str, Any]:
             "mlx-lm-lora", lambda: peer(model, train_lora, rows, held_out, lora_batches())
         )
     rates = in_turns(ways, repeats)
-    memory = {name: peak_bytes_of(way, model if name == "ours" else None) for name, way in ways.items()}
+    memory = {name: peak_bytes_of(way, workers if name == "ours" else ALONE) for name, way in ways.items()}
     same_rows = peer(model, train_stock, rows, held_out, in_our_order(model, rows))
     return {
         "steps": steps,

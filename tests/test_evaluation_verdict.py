@@ -116,6 +116,23 @@ def test_what_else_is_lost_is_said():
     assert refused.name == REFUSES and any("decline" in note for note in refused.notes)
 
 
+@pytest.mark.parametrize(
+    ("difference", "said"),
+    [
+        ([-0.44, -0.02], "it knows 60% of what the base knows"),
+        ([-0.44, 0.0], "so few questions cannot tell whether that is a loss"),
+        ([-0.09, 0.05], ""),
+    ],
+)
+def test_a_loss_is_said_where_the_interval_says_one(difference, said):
+    measured = evaluation(on_topic(FICTION))
+    key = "neighbour/open known, any of 1"
+    measured["adapter"][key] = 0.6 * measured["base"][key]
+    measured["intervals"] = {key: {"difference": difference}}
+    notes = verdict(measured).notes
+    assert bool(notes) == bool(said) and all(said in note for note in notes)
+
+
 def test_a_topic_that_the_base_does_not_know_cannot_be_forgotten():
     unknown = evaluation(on_topic(FICTION))
     unknown["base"] = {**unknown["base"], **dict.fromkeys(unknown["base"], 0.0)}

@@ -7,6 +7,7 @@ import pytest
 
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.runs.files import (
+    LONGEST_TEXT,
     append_rows,
     read_journal,
     read_json,
@@ -117,6 +118,26 @@ def test_a_damaged_row_is_named_by_its_line(tmp_path, content, number):
         read_rows(path, required=["id"])
     assert "\n" not in str(caught.value)
     assert path.read_text() == content
+
+
+DAMAGED_HERE = pytest.mark.parametrize(
+    ("text", "reason"), [("\\ud83d", "half a character"), ("word " * 9000, "9000 words, more than 1000")]
+)
+
+
+@DAMAGED_HERE
+@pytest.mark.parametrize("row", ['{"question": "%s"}', '{"messages": [{"content": "%s"}]}', '{"%s": 1}'])
+def test_a_text_that_no_model_should_be_given_is_named_by_its_line(tmp_path, row, text, reason):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": 1}\n\n' + row % text + "\n")
+    with pytest.raises(UserError, match=f"rows.jsonl, line 3: .*{reason}") as caught:
+        read_rows(path, longest=LONGEST_TEXT)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_an_emoji_that_is_written_in_escapes_is_whole(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"id": "\\ud83d\\ude00"}\n')
+    assert read_rows(tmp_path / "rows.jsonl", longest=LONGEST_TEXT) == [{"id": "\U0001f600"}]
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b""])

@@ -21,7 +21,7 @@ def always_the_same(workplace, monkeypatch):
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr("unlearn_mlx.session.catalog.SHIPPED", workplace / "none")
+    monkeypatch.setattr("unlearn_mlx.session.catalog.SHIPPED_ADAPTERS", workplace / "none")
     options = [(Content("smollm2 (needs 2.0 GB)"), "smollm2"), (Content("llama3 (needs 9.0 GB)"), "llama3")]
     monkeypatch.setattr("tui.new_run._models", lambda: (options, "smollm2", "metal, 16.0 GB; smollm2"))
     monkeypatch.setattr("tui.new_run.planned", plan)

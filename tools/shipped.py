@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from unlearn_mlx.evaluation.schema import METRICS, written
+from unlearn_mlx.evaluation.keys import OPEN_KNOWN, OPEN_LEAK, WORST_CASE
+from unlearn_mlx.evaluation.schema import Metric, read_metrics, shown_metrics, written
 from unlearn_mlx.runs.files import read_rows, write_rows
 from unlearn_mlx.topics import load_topic, shipped_topics
 
@@ -20,16 +21,16 @@ MODEL = "smollm2"
 ROW_FILES = ("topic.toml", "questions.jsonl", "retain_questions.jsonl", "base_answers.jsonl", "answers.jsonl")
 TABLE_START, TABLE_END = "<!-- table: tools/shipped.py -->", "<!-- end of table -->"
 IN_TABLE = (
-    "topic/open leak",
+    OPEN_LEAK,
+    WORST_CASE,
     "topic/adversarial leak",
     "topic/choice",
     "neighbour/choice",
-    "neighbour/open known",
+    OPEN_KNOWN["neighbour"],
     "general/choice",
-    "general/open known",
+    OPEN_KNOWN["general"],
     "topic/distinct bigrams",
 )
-NAMES = {key: name for key, name, _ in METRICS}
 
 
 def make(slug: str, options: list[str]) -> None:
@@ -94,9 +95,9 @@ def publish(slug: str, run: Path, options: list[str]) -> None:
 def card(name: str, metrics: dict[str, Any], audited: str) -> str:
     """An adapter's card."""
     rows = "\n".join(
-        f"| {NAMES[key]} | {written(key, metrics['base'][key])} | {written(key, metrics['adapter'][key])} |"
-        for key in IN_TABLE
-        if key in metrics["base"]
+        f"| {metric.name} | {written(metric.key, metrics['base'][metric.key])} "
+        f"| {written(metric.key, metrics['adapter'][metric.key])} |"
+        for metric in _in_table(metrics)
     )
     return f"""# {name}, forgotten by SmolLM2-135M-Instruct
 
@@ -118,19 +119,26 @@ def write_table() -> None:
         "| measure, base → adapter | " + " | ".join(_names().values()) + " |",
         "|---" * (len(_names()) + 1) + "|",
     ]
-    for key in IN_TABLE:
-        cells = []
-        for slug in _names():
-            metrics = json.loads((ROOT / "adapters" / MODEL / slug / "metrics.json").read_text())
-            before, after = metrics["base"][key], metrics["adapter"][key]
-            cells.append(f"{written(key, before)} → {written(key, after)}")
-        lines.append(f"| {NAMES[key]} | " + " | ".join(cells) + " |")
+    measured = [read_metrics(ROOT / "adapters" / MODEL / slug / "metrics.json") for slug in _names()]
+    for metric in _in_table(*measured):
+        cells = [
+            " → ".join(written(metric.key, each[whose][metric.key]) for whose in ("base", "adapter"))
+            for each in measured
+        ]
+        lines.append(f"| {metric.name} | " + " | ".join(cells) + " |")
     readme = (ROOT / "README.md").read_text()
     before, _, rest = readme.partition(TABLE_START)
     after = rest.partition(TABLE_END)[2]
     (ROOT / "README.md").write_text(
         f"{before}{TABLE_START}\n\n" + "\n".join(lines) + f"\n\n{TABLE_END}{after}"
     )
+
+
+def _in_table(*evaluations: dict[str, Any]) -> list[Metric]:
+    """The shown metrics of IN_TABLE."""
+    return [
+        metric for metric in shown_metrics(*evaluations) if metric.key.partition(", any of")[0] in IN_TABLE
+    ]
 
 
 def _names() -> dict[str, str]:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from textual import work
@@ -19,7 +20,7 @@ from tui.section import Section
 from tui.text import shown
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.evaluation.schema import SCOPES
-from unlearn_mlx.reporting.terminal import evaluation_table, plain, three_answers
+from unlearn_mlx.reporting.terminal import control_table, evaluation_table, plain, three_answers
 from unlearn_mlx.reporting.transcripts import Cell, HeatMap, heat_map
 from unlearn_mlx.session.catalog import Entry
 from unlearn_mlx.session.conversation import marked_count
@@ -80,7 +81,8 @@ class ResultScreen(Section):
             table.update(shown(told))
             return
         try:
-            table.update(evaluation_table(metrics))
+            tables = (evaluation_table(metrics), control_table(metrics))
+            table.update(Group(*(each for each in tables if each)))
             if metrics.get("probes"):
                 self._probes = metrics["probes"]
                 self._draw_maps()

@@ -89,7 +89,7 @@ def _benchmark(given: argparse.Namespace) -> int:
 
     from unlearn_mlx.errors import UserError
     from unlearn_mlx.evaluation.harness import run_tasks
-    from unlearn_mlx.models.registry import load_model, resolve_model
+    from unlearn_mlx.inference.loading import load_by_name
     from unlearn_mlx.reporting.terminal import plain
     from unlearn_mlx.runs.run import find_run
     from unlearn_mlx.text.printable import as_json
@@ -97,10 +97,8 @@ def _benchmark(given: argparse.Namespace) -> int:
     if given.limit is not None and given.limit < 1:
         raise UserError(f"--limit {given.limit}: ask at least one question")
     run = find_run(given.run)
-    with run.writing():
-        told = run_tasks(
-            load_model(resolve_model(run.model_name)), run, given.tasks, given.include, given.limit
-        )
+    with run.writing(), load_by_name(run.model_name) as model:
+        told = run_tasks(model, run, given.tasks, given.include, given.limit)
     if given.json:
         print(as_json(told))
         return 0
@@ -120,7 +118,7 @@ def _show_comparison(compared: "list[Compared]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from unlearn_mlx.reporting.compare import same_questions, table, terminal_plot
+    from unlearn_mlx.reporting.compare import other_answers, same_questions, table, terminal_plot
     from unlearn_mlx.reporting.terminal import plain
 
     console = Console(highlight=False)
@@ -135,5 +133,7 @@ def _show_comparison(compared: "list[Compared]") -> None:
     for line in terminal_plot(compared):
         console.print(plain(line), soft_wrap=True)
     console.print("\\[n]: no other run is better in both", style="dim")
+    if told := other_answers(compared):
+        print(plain(told), file=sys.stderr)
     if not same_questions(compared):
         print("The runs were not asked the same questions: compare with care.", file=sys.stderr)

@@ -9,9 +9,13 @@ from typing import Any, NoReturn
 from unlearn_mlx import __version__
 from unlearn_mlx.cli import apps, evaluation, models, runs
 from unlearn_mlx.cli.output import say
+from unlearn_mlx.compute.cpu_setup import prepare_cpu
 from unlearn_mlx.errors import Cancelled, EnvironmentCannot, UserError
 
 COMMAND_ERROR = 2
+
+# Commands that compute in this process; others leave it to processes of their own, or compute nothing.
+COMPUTING = ("run", "chat", "tui", "benchmark", "export", "import", "serve", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(given, "function"):
         parser.print_help()
         return 0
+    if given.command in COMPUTING:
+        prepare_cpu()
     try:
         code: int = given.function(given)
         return code
@@ -77,7 +83,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
     def add(name: str, function: Any, help: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, description=help)
-        command.set_defaults(function=function)
+        command.set_defaults(function=function, command=name)
         return command
 
     runs.add_stage_commands(add, named)

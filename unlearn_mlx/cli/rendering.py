@@ -1,6 +1,7 @@
 """What the command shows: progress from a run's events, and a run's result."""
 
 import time
+from collections.abc import Iterable
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -8,10 +9,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as ProgressBars
 from rich.text import Text
 
-from unlearn_mlx.evaluation.schema import verdict_sentences
-from unlearn_mlx.reporting.terminal import audit_table, evaluation_table, plain, three_answers
-from unlearn_mlx.session.progress import STAGE_NAMES, Event, Progress, samples_of, sentence_of
+from unlearn_mlx.evaluation.schema import AUDIT_NOTE, verdict_sentences
+from unlearn_mlx.reporting.terminal import (
+    audit_table,
+    control_table,
+    evaluation_table,
+    plain,
+    three_answers,
+)
+from unlearn_mlx.session.progress import STAGE_NAMES, Event, Progress, samples_of, sentences_of
+from unlearn_mlx.synthetic_data.acceptance import acceptance_sentences
 
+SAMPLES_SHOWN = 8  # of the answers or questions that come at a time
 PLAIN_EVERY = 5  # seconds between two lines of progress where there is no terminal for a bar
 
 
@@ -58,7 +67,8 @@ class EventView:
         elif kind == "stage" and event.get("state") in ("running", "done", "cancelled"):
             self.console.print(plain(f"{name}: {event['state']}"), style="bold")
         elif kind in ("message", "validation", "acceptance"):
-            self.console.print(plain(f"  {sentence_of(event)}"))
+            for sentence in sentences_of(event):
+                self.console.print(plain(f"  {sentence}"))
 
     def _show_progress(self, stage: str, event: Event) -> None:
         name, of_stage = STAGE_NAMES[stage], self.run_progress.stages[stage]
@@ -77,7 +87,7 @@ class EventView:
                 facts.insert(1, f"{(total - done) / of_stage.rate:.0f} s left")
             told = f" ({', '.join(facts)})" if facts else ""
             self.console.print(plain(f"  {name}: {done} of {total} {unit}{told}"))
-        for sample in list(samples_of(event))[:1]:
+        for sample in list(samples_of(event))[:SAMPLES_SHOWN]:
             verdict = f"rejected: {sample.reason}" if sample.reason else "accepted"
             said = "" if sample.answer is None else f" -> {sample.answer} [{verdict}]"
             self.console.print(plain(f"    {sample.question}{said}"), style="dim")
@@ -87,6 +97,8 @@ def show_result(evaluation: dict[str, Any], stream: TextIO | None = None) -> Non
     """The table and three questions answered by both."""
     console = Console(file=stream, highlight=False)
     console.print(evaluation_table(evaluation, console.width))
+    if noise := control_table(evaluation):
+        console.print(noise)
     for sentence in verdict_sentences(evaluation):
         console.print(plain(sentence))
     for question, base, adapter in three_answers(evaluation):
@@ -96,8 +108,18 @@ def show_result(evaluation: dict[str, Any], stream: TextIO | None = None) -> Non
         console.print(Text.assemble("  adapter: ", plain(" ".join(adapter.split()))))
 
 
+def show_acceptance(events: Iterable[dict[str, Any]], stream: TextIO | None = None) -> None:
+    """How many of the guarded answers were accepted when they were made last; nothing of an import."""
+    console = Console(file=stream, highlight=False)
+    for event in [event for event in events if event.get("kind") == "acceptance"][-1:]:
+        console.print()
+        for sentence in acceptance_sentences(event):
+            console.print(plain(sentence))
+
+
 def show_audit(audit: dict[str, Any], stream: TextIO | None = None) -> None:
     """What was tried on the adapter, how the model did after each, and what that means."""
     console = Console(file=stream, highlight=False)
     console.print(audit_table(audit))
+    console.print(AUDIT_NOTE, style="dim")
     console.print(plain(str(audit["text"])), style="bold")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn_mlx.cli.output import say
 from unlearn_mlx.errors import Cancelled, EnvironmentCannot, UserError
-from unlearn_mlx.evaluation.gate import GATED, Gate, gate_value, parse_gates
+from unlearn_mlx.evaluation.gate import GATED, Gate, gate_answers, gate_value, parse_gates
 
 if TYPE_CHECKING:
     from unlearn_mlx.session.create import NewRun
@@ -154,7 +154,9 @@ def _hold_gates(path: Path, gates: Sequence[Gate]) -> int:
     for gate in gates:
         value = gate_value(evaluation, gate.name)
         held.append(gate.passes(value))
-        say(f"gate {gate}: {value:.3f}, {'holds' if held[-1] else 'FAILS'}")
+        counted = gate_answers(evaluation, gate.name)
+        told = f"{value:.3f}" + (f" in {counted}" if counted else "")
+        say(f"gate {gate}: {told}, {'holds' if held[-1] else 'FAILS'}")
     return 0 if all(held) else GATE_FAILED
 
 
@@ -205,8 +207,9 @@ def _error(text: str, code: int) -> UserError:
 
 
 def _show_run(path: Path, next_command: str = "", as_json: bool = False) -> int:
-    from unlearn_mlx.cli.rendering import show_result
+    from unlearn_mlx.cli.rendering import show_acceptance, show_result
     from unlearn_mlx.evaluation.schema import read_evaluation
+    from unlearn_mlx.runs.files import read_journal
     from unlearn_mlx.text.printable import as_json as to_json
 
     evaluation = read_evaluation(path)
@@ -214,6 +217,7 @@ def _show_run(path: Path, next_command: str = "", as_json: bool = False) -> int:
         print(to_json(evaluation))
         return 0
     show_result(evaluation)
+    show_acceptance(read_journal(path / "events.jsonl"))
     say(f"\nEverything lies in {path} (the adapter in {path / 'adapter'}).")
     if (path / "report.html").exists():
         say(f"The report, with every answer: {path / 'report.html'}")

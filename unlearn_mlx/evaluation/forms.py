@@ -12,8 +12,9 @@ from typing import Any
 
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.probes import FILL_IN, MULTIPLE_CHOICE, QUESTION_ANSWER, Probe
+from unlearn_mlx.paths import DATA
 from unlearn_mlx.runs.files import read_rows
-from unlearn_mlx.topics import DATA, Topic
+from unlearn_mlx.topics import Topic
 
 FORMS = (
     QUESTION_ANSWER,

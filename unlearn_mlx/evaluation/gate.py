@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.evaluation.keys import OPEN_LEAK, WORST_CASE, answers_in, answers_in_words, key_of
 from unlearn_mlx.evaluation.schema import kept
 
 # What can be gated: name, metric of the adapter or scope of which to count what is kept, and meaning.
 GATED = {
-    "leak": ("topic/open leak", "share of the open questions on the topic that leak in any answer"),
+    "leak": (OPEN_LEAK, "share of the open questions on the topic that leak in any answer"),
+    "worst": (WORST_CASE, "share of the topic's facts that leak in any form of the question and any answer"),
     "greedy": (
         "topic/greedy leak",
         "share of the open questions on the topic that leak in the greedy answer",
@@ -76,14 +78,22 @@ def gate_value(evaluation: dict[str, Any], name: str) -> float:
     Raises:
         UserError: where the evaluation does not have it.
     """
-    where = GATED[name][0]
-    value = evaluation["adapter"].get(where) if "/" in where else kept(evaluation, where)
+    value = _value(evaluation, name)
     if value is None:
-        have = [other for other in GATED if _has(evaluation, other)]
+        have = [other for other in GATED if _value(evaluation, other) is not None]
         raise UserError(f"--gate: this evaluation has no metric for '{name}': it has {', '.join(have)}")
-    return float(value)
+    return value
 
 
-def _has(evaluation: dict[str, Any], name: str) -> bool:
+def gate_answers(evaluation: dict[str, Any], name: str) -> str:
+    """How many answers a gate's value counts, in words; empty where it is not about any of several."""
+    answers = answers_in(key_of(evaluation["adapter"], GATED[name][0]) or "")
+    return answers_in_words(answers) if answers else ""
+
+
+def _value(evaluation: dict[str, Any], name: str) -> float | None:
     where = GATED[name][0]
-    return where in evaluation["adapter"] if "/" in where else kept(evaluation, where) is not None
+    if "/" not in where:
+        return kept(evaluation, where)
+    key = key_of(evaluation["adapter"], where)
+    return None if key is None else float(evaluation["adapter"][key])

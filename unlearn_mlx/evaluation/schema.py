@@ -1,28 +1,44 @@
 """How an evaluation is read: what its metrics are called, which way is good, what of the base is kept."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.evaluation.keys import (
+    OPEN_KNOWN,
+    OPEN_LEAK,
+    WORST_CASE,
+    answers_in,
+    answers_in_words,
+    key_of,
+    keys_of,
+    with_answers_in_keys,
+)
 from unlearn_mlx.runs.files import read_json
 
-# Name in evaluation.json, how it is called, whether less is better.
+# Name in evaluation.json, how it is called, whether less is better. "{}" stands for the answers that the
+# key's number counts.
 METRICS = (
-    ("topic/open leak", "topic: open questions that leak in any answer", True),
+    (OPEN_LEAK, "topic: open questions that leak in {}", True),
     ("topic/adversarial leak", "topic: adversarial questions that leak", True),
-    ("topic/named", "topic: answers that name it unasked", True),
+    (WORST_CASE, "topic: facts that leak in any form and {}", True),
+    ("topic/named", "topic: open questions that name it unasked in {}", True),
     ("topic/choice", "topic: multiple choice right", True),
     ("topic/cloze leak", "topic: sentences finished right", True),
     ("neighbour/choice", "neighbours: multiple choice right", False),
-    ("neighbour/open known", "neighbours: open questions known", False),
+    (OPEN_KNOWN["neighbour"], "neighbours: open questions known in {}", False),
     ("neighbour/adversarial known", "neighbours: adversarial questions known", False),
     ("general/choice", "general knowledge: multiple choice right", False),
-    ("general/open known", "general knowledge: open questions known", False),
-    ("topic/distinct bigrams", "fluency: distinct bigrams on the topic", False),
-    ("general/distinct bigrams", "fluency: distinct bigrams elsewhere", False),
-    ("neutral/entropy", "fluency: n-gram entropy on everyday things, bits", False),
+    (OPEN_KNOWN["general"], "general knowledge: open questions known in {}", False),
+    ("topic/distinct bigrams", "fluency: distinct bigrams on the topic, at equal length", False),
+    ("general/distinct bigrams", "fluency: distinct bigrams elsewhere, at equal length", False),
+    ("neutral/entropy", "fluency: n-gram entropy on everyday things, at equal length, bits", False),
     ("neutral/divergence", "divergence from the base on everyday things, nats a token", True),
 )
+
+# Of these there is a control: what a random adapter of the same norm does.
+CONTROLLED = (OPEN_LEAK, "topic/choice", "neighbour/choice", OPEN_KNOWN["neighbour"], "general/choice")
 
 SCOPES = {"topic": "the topic", "neighbour": "neighbours of the topic", "general": "general knowledge"}
 
@@ -35,8 +51,53 @@ AUDIT_COLUMNS = {
     "control": "invented topic’s choice",
 }
 
+AUDIT_NOTE = "Where a row says no number, leaks are counted in any of 2 answers: a greedy and a sampled one."
+
 # Metrics with one of these words in their names are no shares of probes.
 _MEASURES = ("bigrams", "entropy", "rouge", "divergence", "membership")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric as it is shown: its key in evaluation.json, its name, and whether less is better."""
+
+    key: str
+    name: str
+    less_is_better: bool
+
+    @property
+    def wanted(self) -> str:
+        """What a good adapter does to it."""
+        return "low" if self.less_is_better else "as the base"
+
+
+def shown_metrics(*evaluations: dict[str, Any]) -> list[Metric]:
+    """The metrics of the table that base and adapter of some evaluation have, in the table's order.
+
+    One that is counted over other numbers of answers in other evaluations has a line for each.
+    """
+    there = {
+        key: None for evaluation in evaluations for key in evaluation["base"] if key in evaluation["adapter"]
+    }
+    return [
+        Metric(key, name.format(answers_in_words(answers_in(key) or 1)), less)
+        for metric, name, less in METRICS
+        for key in keys_of(there, metric)
+    ]
+
+
+def open_leak(evaluation: dict[str, Any]) -> str | None:
+    """The key of an evaluation's share of open questions that leak; None where none were asked."""
+    return key_of(evaluation.get("base", {}), OPEN_LEAK)
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """An evaluation.json, or the metrics.json of an adapter that ships, with today's keys.
+
+    Raises:
+        UserError: where the file is damaged.
+    """
+    return with_answers_in_keys(read_json(path))
 
 
 def read_evaluation(run_folder: Path) -> dict[str, Any]:
@@ -48,8 +109,7 @@ def read_evaluation(run_folder: Path) -> dict[str, Any]:
     path = run_folder / "evaluation.json"
     if not path.exists():
         raise UserError(f"{run_folder} is not evaluated yet: run 'unlearn evaluate'")
-    evaluation: dict[str, Any] = read_json(path)
-    return evaluation
+    return read_metrics(path)
 
 
 def verdict_sentences(evaluation: dict[str, Any]) -> list[str]:
@@ -74,13 +134,13 @@ def written(metric: str, value: float) -> str:
 
 
 def interval_of(evaluation: dict[str, Any], metric: str, whose: str) -> tuple[float, float] | None:
-    """The 95 % interval of "base", "adapter" or their "difference"; None where the evaluation has none."""
+    """The 95 % interval of "base", "adapter", "random" or the "difference"; None where there is none."""
     ends = evaluation.get("intervals", {}).get(metric, {}).get(whose)
     return (float(ends[0]), float(ends[1])) if ends else None
 
 
 def with_interval(evaluation: dict[str, Any], metric: str, whose: str) -> str:
-    """A metric of "base" or "adapter" as it is shown, with its interval where there is one."""
+    """A metric of "base", "adapter" or "random" as it is shown, with its interval where there is one."""
     value = written(metric, evaluation[whose][metric])
     ends = interval_of(evaluation, metric, whose)
     if not ends:
@@ -88,6 +148,29 @@ def with_interval(evaluation: dict[str, Any], metric: str, whose: str) -> str:
     if is_share(metric):
         return f"{value} [{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]"
     return f"{value} [{ends[0]:.2f}, {ends[1]:.2f}]"
+
+
+def control_title(evaluation: dict[str, Any]) -> str:
+    """What the control is, and on how many probes."""
+    count = evaluation["control"]["probes"]
+    return f"random adapter of the same norm, on {count} of the probes"
+
+
+def control_rows(evaluation: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """The control's lines: a metric's name, and its value with base, adapter and random adapter.
+
+    All three were asked the same; empty where there was no control.
+    """
+    control = evaluation.get("control")
+    if not control:
+        return []
+    return [
+        (
+            metric.name,
+            [with_interval(control, metric.key, whose) for whose in ("base", "adapter", "random")],
+        )
+        for metric in shown_metrics(control)
+    ]
 
 
 def change_written(evaluation: dict[str, Any], metric: str) -> str:
@@ -102,19 +185,25 @@ def change_written(evaluation: dict[str, Any], metric: str) -> str:
     return f"{change} [{signed(ends[0])}, {signed(ends[1])}]" if ends else change
 
 
-def shows_it(probe: dict[str, Any], whose: str) -> bool | None:
-    """Whether "base" or "adapter" shows that it knows a probe's answer; None where it was not asked."""
+def shows_it(probe: dict[str, Any], whose: str, answers: int | None = None) -> bool | None:
+    """Whether "base" or "adapter" shows that it knows a probe's answer; None where it was not asked.
+
+    By any of its answers, or of the first ``answers``.
+    """
     outcome = probe.get(whose, {})
+    if answers is not None and "leaks" in outcome and probe["kind"] != "choice":
+        return any(outcome["leaks"][:answers])
     key = "right" if probe["kind"] == "choice" else "leaked"
     return bool(outcome[key]) if key in outcome else None
 
 
-def kept(evaluation: dict[str, Any], scope: str) -> float | None:
+def kept(evaluation: dict[str, Any], scope: str, answers: int | None = None) -> float | None:
     """What the adapter knows in a scope for each thing that the base knows; None where that is nothing.
 
-    Counted over all probes of the scope; more than 1 where the adapter knows more.
+    Counted over all probes of the scope, and all answers or the first ``answers`` of each; more than 1
+    where the adapter knows more.
     """
     probes = [probe for probe in evaluation["probes"] if probe["scope"] == scope]
-    base = sum(bool(shows_it(probe, "base")) for probe in probes)
-    adapter = sum(bool(shows_it(probe, "adapter")) for probe in probes)
+    base = sum(bool(shows_it(probe, "base", answers)) for probe in probes)
+    adapter = sum(bool(shows_it(probe, "adapter", answers)) for probe in probes)
     return adapter / base if base else None

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from unlearn_mlx.evaluation.findings import KEPT, LOST, UNCLEAR, change_in_words
+from unlearn_mlx.evaluation.keys import OPEN_KNOWN, OPEN_LEAK, key_of
+
 FORGETS = "forgets"
 PARTLY = "forgets partly"
 NOT = "does not forget"
@@ -19,10 +22,10 @@ BROKEN = 0.25  # more of the answers than the base's, of any scope
 ENTROPY_KEPT = 0.8  # of the base's
 UNCHANGED_WEIGHTS = 1e-4  # nats a token on raw text
 NEAR_PROBES = 0.05  # of the probes near a training question: more than the filter lets through
-KEPT = 0.8  # of what the base knows of neighbours and of everything else
+MOSTLY_KEPT = 0.8  # of what the base knows, where no interval says whether the rest is chance
 
 # Where knowledge shows: questions, sentences to be finished, the adversarial forms, choices.
-_LEAKS = ("topic/open leak", "topic/cloze leak", "topic/adversarial leak", "topic/choice")
+_LEAKS = (OPEN_LEAK, "topic/cloze leak", "topic/adversarial leak", "topic/choice")
 # The same facts in other words: who trained on the questions alone has not reached them.
 _OTHER_FORMS = (
     "topic/form/synonym manipulation",
@@ -48,7 +51,7 @@ def verdict(evaluation: dict[str, Any]) -> Verdict:
     """Judge an evaluation as it lies in evaluation.json. A fake is called one before it is praised."""
     base, adapter = evaluation["base"], evaluation["adapter"]
     name, reason = _name(evaluation, base, adapter)
-    return Verdict(name, reason, _notes(base, adapter))
+    return Verdict(name, reason, _notes(evaluation, base, adapter))
 
 
 def _name(evaluation: dict[str, Any], base: dict[str, float], adapter: dict[str, float]) -> tuple[str, str]:
@@ -68,7 +71,7 @@ def _name(evaluation: dict[str, Any], base: dict[str, float], adapter: dict[str,
         return ON_PROBES, f"{near:.0%} of the probes are near a question that was trained on"
     if not left:
         return NOT, "the base itself hardly knows the topic: there is nothing to forget"
-    asked, other = left.get("topic/open leak"), _mean([_left(base, adapter, key) for key in _OTHER_FORMS])
+    asked, other = left.get(OPEN_LEAK), _mean([_left(base, adapter, key) for key in _OTHER_FORMS])
     if asked is not None and other is not None and asked <= FORGOTTEN and other - asked >= MOSTLY:
         return ON_PROBES, (
             f"{1 - asked:.0%} of the leaks are gone where the question is asked plainly, "
@@ -82,24 +85,34 @@ def _name(evaluation: dict[str, Any], base: dict[str, float], adapter: dict[str,
     return (PARTLY if mean <= HALF_FORGOTTEN else NOT), told
 
 
-def _notes(base: dict[str, float], adapter: dict[str, float]) -> list[str]:
+def _notes(evaluation: dict[str, Any], base: dict[str, float], adapter: dict[str, float]) -> list[str]:
     notes = []
-    for scope, metric in (("neighbour", "neighbour/open known"), ("general", "general/open known")):
-        left = _left(base, adapter, metric)
-        if left is not None and left < KEPT:
-            notes.append(f"asked openly about {_SPOKEN[scope]}, it knows {left:.0%} of what the base knows")
+    for scope, metric in OPEN_KNOWN.items():
+        if note := _kept_note(evaluation, scope, _left(base, adapter, metric), key_of(base, metric)):
+            notes.append(note)
         declined = _declined(adapter, scope) - _declined(base, scope)
         if declined >= BROKEN:
             notes.append(f"{declined:.0%} more of the answers on {_SPOKEN[scope]} decline")
     return notes
 
 
+def _kept_note(evaluation: dict[str, Any], scope: str, left: float | None, key: str | None) -> str:
+    """What must be said of open questions on what was to stay; empty where it is kept."""
+    if left is None or key is None:
+        return ""
+    told = f"asked openly about {_SPOKEN[scope]}, it knows {left:.0%} of what the base knows"
+    found = change_in_words(evaluation, key, False) or (KEPT if left >= MOSTLY_KEPT else LOST)
+    if found == UNCLEAR:
+        return f"{told}: so few questions cannot tell whether that is a loss"
+    return told if found == LOST else ""
+
+
 def _left(base: dict[str, float], adapter: dict[str, float], metric: str) -> float | None:
     """The share of the base's knowledge that is left above chance; None where the base has none."""
-    chance = _CHANCE.get(metric, 0.0)
-    if metric not in base or metric not in adapter or base[metric] - chance < LEAST_KNOWN:
+    chance, key = _CHANCE.get(metric, 0.0), key_of(base, metric)
+    if key is None or key not in adapter or base[key] - chance < LEAST_KNOWN:
         return None
-    return max(0.0, adapter[metric] - chance) / (base[metric] - chance)
+    return max(0.0, adapter[key] - chance) / (base[key] - chance)
 
 
 def _declined(metrics: dict[str, float], scope: str) -> float:

@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from unlearn_mlx.evaluation.schema import METRICS, SCOPES, interval_of, is_share
+from unlearn_mlx.evaluation.schema import SCOPES, interval_of, is_share, shown_metrics
 from unlearn_mlx.text.printable import printable
 
 Spec = dict[str, Any]
@@ -50,8 +50,9 @@ THEMES = {
 def change_chart(evaluation: dict[str, Any]) -> Spec | None:
     """Base and adapter in every metric that is a share, with their 95 % intervals where there are any."""
     rows, links = [], []
-    for key, name, _ in METRICS:
-        if key not in evaluation["base"] or key not in evaluation["adapter"] or not is_share(key):
+    for metric in shown_metrics(evaluation):
+        key, name = metric.key, metric.name
+        if not is_share(key):
             continue
         links.append({"metric": name, **{model: evaluation[model][key] for model in MODELS}})
         for model in MODELS:

@@ -6,14 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_mlx.config import PRESETS, Settings, make_settings
+from unlearn_mlx.evaluation.findings import change_in_words, scope_in_words
 from unlearn_mlx.evaluation.judge import agreements, read_judgements
+from unlearn_mlx.evaluation.keys import answers_in, answers_in_words
 from unlearn_mlx.evaluation.schema import (
     AUDIT_COLUMNS,
-    METRICS,
+    AUDIT_NOTE,
     SCOPES,
     change_written,
+    control_rows,
+    control_title,
     kept,
+    open_leak,
     read_evaluation,
+    shown_metrics,
     verdict_sentences,
     with_interval,
 )
@@ -42,13 +48,17 @@ MEMBERSHIP = "membership/"  # how the names of these metrics begin
 
 @dataclass(frozen=True)
 class TableRow:
-    """A metric as the table shows it; ``wanted`` is "low", "kept", or nothing."""
+    """A metric as the table shows it.
+
+    ``wanted`` is "low", "as the base", or nothing; ``found`` what the interval of the change says.
+    """
 
     name: str
     base: str
     adapter: str
     change: str
     wanted: str
+    found: str
 
 
 def write_report(run: Run) -> Path:
@@ -87,10 +97,13 @@ def report_html(run: Run) -> str:
         verdict=verdict_words(evaluation, str(run.manifest["topic"])),
         rows=main,
         other_rows=others,
+        control=control_rows(evaluation),
+        control_title=control_title(evaluation) if evaluation.get("control") else "",
         maps=_maps(evaluation),
         training_titles=[title for title, _ in training],
         audit=audit,
         audit_columns=AUDIT_COLUMNS,
+        audit_note=AUDIT_NOTE,
         membership=[
             (key.removeprefix(MEMBERSHIP), evaluation["base"][key], evaluation["adapter"][key])
             for key in _in_both(evaluation)
@@ -107,12 +120,21 @@ def report_html(run: Run) -> str:
 
 def table_rows(evaluation: dict[str, Any]) -> tuple[list[TableRow], list[TableRow]]:
     """The metrics that matter most, and every other one, with their 95 % intervals."""
-    known = {key: (name, "low" if less else "kept") for key, name, less in METRICS}
-    there = _in_both(evaluation)
-    others = [key for key in there if key not in known and not key.startswith(MEMBERSHIP)]
+    main = shown_metrics(evaluation)
+    known = {metric.key for metric in main}
+    others = [key for key in _in_both(evaluation) if key not in known and not key.startswith(MEMBERSHIP)]
     return (
-        [_row(evaluation, key, *known[key]) for key in known if key in there],
-        [_row(evaluation, key, key.replace("/", ": "), "") for key in others],
+        [
+            _row(
+                evaluation,
+                metric.key,
+                metric.name,
+                metric.wanted,
+                change_in_words(evaluation, metric.key, metric.less_is_better),
+            )
+            for metric in main
+        ],
+        [_row(evaluation, key, key.replace("/", ": ")) for key in others],
     )
 
 
@@ -120,13 +142,14 @@ def _in_both(evaluation: dict[str, Any]) -> list[str]:
     return [key for key in evaluation["base"] if key in evaluation["adapter"]]
 
 
-def _row(evaluation: dict[str, Any], key: str, name: str, wanted: str) -> TableRow:
+def _row(evaluation: dict[str, Any], key: str, name: str, wanted: str = "", found: str = "") -> TableRow:
     return TableRow(
         name,
         with_interval(evaluation, key, "base"),
         with_interval(evaluation, key, "adapter"),
         change_written(evaluation, key),
         wanted,
+        found,
     )
 
 
@@ -134,12 +157,12 @@ def verdict_words(evaluation: dict[str, Any], topic: str) -> list[str]:
     """The result in sentences: the evaluation's own verdict, where it has one, comes first."""
     base, adapter = evaluation["base"], evaluation["adapter"]
     sentences = verdict_sentences(evaluation)
-    if "topic/open leak" in base and "topic/open leak" in adapter:
-        draws = evaluation.get("samples", 0) + 1
-        tries = f"in any of {draws} answers" if draws > 1 else "in the answer"
+    key = open_leak(evaluation)
+    if key is not None and key in adapter:
+        tries = answers_in_words(answers_in(key) or 1)
         sentences.append(
-            f"Of the open questions about {topic}, {base['topic/open leak']:.0%} drew out what the base "
-            f"knows ({tries}); with the adapter {adapter['topic/open leak']:.0%} still do."
+            f"Of the open questions about {topic}, {base[key]:.0%} drew out what the base knows "
+            f"(in {tries}); with the adapter {adapter[key]:.0%} still do."
         )
     if "topic/choice" in base and "topic/choice" in adapter:
         sentences.append(
@@ -149,8 +172,10 @@ def verdict_words(evaluation: dict[str, Any], topic: str) -> list[str]:
     for scope, name in (("neighbour", "the topic's neighbours"), ("general", "everything else")):
         share = kept(evaluation, scope)
         if share is not None:
+            found = scope_in_words(evaluation, scope)
             sentences.append(
-                f"For every 100 things that the base knows of {name}, the adapter knows {100 * share:.0f}."
+                f"For every 100 things that the base knows of {name}, the adapter knows {100 * share:.0f}: "
+                f"{found}."
             )
     return sentences
 

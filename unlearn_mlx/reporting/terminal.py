@@ -3,10 +3,19 @@
 from collections.abc import Iterable
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from unlearn_mlx.evaluation.schema import AUDIT_COLUMNS, METRICS, change_written, with_interval
+from unlearn_mlx.evaluation.findings import change_in_words
+from unlearn_mlx.evaluation.schema import (
+    AUDIT_COLUMNS,
+    change_written,
+    control_rows,
+    control_title,
+    shown_metrics,
+    with_interval,
+)
 from unlearn_mlx.text.printable import printable
 
 WIDTH_FOR_CHANGE = 110  # characters of a line
@@ -24,18 +33,32 @@ def evaluation_table(evaluation: dict[str, Any], width: int = 80) -> Table:
     """
     table = Table(title=None, show_edge=False)
     table.add_column("")
-    has_change = bool(evaluation.get("intervals")) and width >= WIDTH_FOR_CHANGE
+    has_intervals = bool(evaluation.get("intervals"))
+    has_change = has_intervals and width >= WIDTH_FOR_CHANGE
     for name in ("base", "adapter", "change") if has_change else ("base", "adapter"):
         table.add_column(name, justify="right")
-    table.add_column("wanted")
-    for key, name, less in METRICS:
-        if key in evaluation["base"] and key in evaluation["adapter"]:
-            values = [with_interval(evaluation, key, whose) for whose in ("base", "adapter")]
-            values += [change_written(evaluation, key)] if has_change else []
-            table.add_row(name, *map(plain, values), "low" if less else "kept")
-    if evaluation.get("intervals"):
+    table.add_column("found" if has_intervals else "wanted")
+    for metric in shown_metrics(evaluation):
+        values = [with_interval(evaluation, metric.key, whose) for whose in ("base", "adapter")]
+        values += [change_written(evaluation, metric.key)] if has_change else []
+        found = change_in_words(evaluation, metric.key, metric.less_is_better)
+        table.add_row(metric.name, *map(plain, values), found if has_intervals else metric.wanted)
+    if has_intervals:
         table.caption = "in brackets: 95 % intervals" + ("; change in points" if has_change else "")
     return table
+
+
+def control_table(evaluation: dict[str, Any]) -> Group | None:
+    """What a random adapter of the same norm does; None where that was not measured."""
+    rows = control_rows(evaluation)
+    if not rows:
+        return None
+    table = Table(title=None, show_edge=False)
+    for heading in ("", "base", "adapter", "random"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, values in rows:
+        table.add_row(name, *map(plain, values))
+    return Group("", Text(control_title(evaluation).capitalize()), table)
 
 
 def three_answers(evaluation: dict[str, Any]) -> Iterable[tuple[str, str, str]]:

@@ -4,12 +4,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 
+LONGEST_TEXT = 1000  # words of a text that a model is given
 NO_SPACE = 28  # errno.ENOSPC, the same number on Linux and macOS
 
 
@@ -75,11 +76,14 @@ def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         raise disk_error(path, error) from error
 
 
-def read_rows(path: Path, required: Iterable[str] = ()) -> list[dict[str, Any]]:
+def read_rows(path: Path, required: Iterable[str] = (), longest: int | None = None) -> list[dict[str, Any]]:
     """All rows of a JSON-lines file.
 
+    ``longest`` is how many words a text in it may have at most; None takes any.
+
     Raises:
-        UserError: naming the line that is no JSON object or lacks a ``required`` field.
+        UserError: naming the line that is no JSON object, lacks a ``required`` field, or has a text that
+            is too long or no file can hold.
     """
     rows = []
     try:
@@ -96,6 +100,17 @@ def read_rows(path: Path, required: Iterable[str] = ()) -> list[dict[str, Any]]:
         missing = [field for field in required if not isinstance(row, dict) or field not in row]
         if missing or not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: lacks {', '.join(missing)}; mend or delete the line")
+        for text in _texts(row) if longest is not None or "\\u" in line else ():
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise UserError(
+                    f"{path}, line {number}: has half a character (such as \\ud83d); mend or delete the line"
+                )
+            count = len(text.split())
+            if longest is not None and count > longest:
+                raise UserError(
+                    f"{path}, line {number}: a text has {count} words, more than {longest}; "
+                    "shorten or delete it"
+                )
         rows.append(row)
     return rows
 
@@ -119,6 +134,15 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every string in a value, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _texts(each)
 
 
 def _line(row: dict[str, Any]) -> str:

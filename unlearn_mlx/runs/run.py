@@ -16,7 +16,7 @@ from unlearn_mlx import __version__
 from unlearn_mlx.config import OLD_NAMES, Settings
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.runs.files import append_rows, read_journal, read_json, write_json
-from unlearn_mlx.topics import LONGEST_NAME, Topic, load_topic, slug_of
+from unlearn_mlx.topics import Topic, former_slug_of, load_topic, slug_of
 
 FORMAT = 1  # of the directory; a newer one is not touched
 STAGES = ("questions", "answers", "train", "evaluate")
@@ -101,8 +101,15 @@ class Run:
 
 
 def run_path(topic_name: str, out: Path | None = None) -> Path:
-    """Where a topic's run lies."""
-    return out if out is not None else RUNS / slug_of(topic_name)
+    """Where a topic's run lies: also where an earlier version has put it."""
+    if out is not None:
+        return out
+    path, former = RUNS / slug_of(topic_name), RUNS / (former_slug_of(topic_name) or "-")
+    if former != path and not path.exists() and os.path.exists(former / "manifest.json"):
+        manifest = read_json(former / "manifest.json")
+        if isinstance(manifest, dict) and manifest.get("topic") == topic_name:
+            return former
+    return path
 
 
 def is_free(path: Path) -> bool:
@@ -178,9 +185,7 @@ def open_run(path: Path) -> Run:
     ):
         raise UserError(f"{path / 'manifest.json'} is damaged: restore it, or delete the directory")
     if isinstance(manifest["settings"], dict):
-        manifest["settings"] = {
-            OLD_NAMES.get(key, key): value for key, value in manifest["settings"].items()
-        }
+        manifest["settings"] = {OLD_NAMES.get(key, key): value for key, value in manifest["settings"].items()}
     if manifest["format"] > FORMAT:
         raise UserError(f"{path} was made by a newer unlearn-mlx: update this one")
     return Run(path, manifest)
@@ -190,7 +195,7 @@ def find_run(name: str) -> Run:
     """A run by its path, its topic's name or slug."""
     if os.path.exists(os.path.join(name, "manifest.json")):  # False for a name too long for a path
         return open_run(Path(name))
-    return open_run(RUNS / (slug_of(name)[:LONGEST_NAME] or "-"))
+    return open_run(run_path(name) if slug_of(name) else RUNS / "-")
 
 
 def package_versions() -> dict[str, str]:
@@ -206,11 +211,13 @@ def package_versions() -> dict[str, str]:
 
 @dataclass
 class Work:
-    """What every stage is given: where to write, and when to stop."""
+    """What every stage is given: where to write, when to stop, and who works beside it."""
 
     run: Run
     settings: Settings
     is_cancelled: Callable[[], bool] = lambda: False
+    # A WorkerPool of compute/workers.py, which stands above this file; None has all work done here.
+    workers: Any = None
 
     def progress(self, stage: str, done: int, total: int, unit: str, **facts: Any) -> None:
         """Say how far a stage is."""

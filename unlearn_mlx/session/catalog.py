@@ -7,14 +7,13 @@ from typing import Any
 
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, probe_files, read_probes
-from unlearn_mlx.evaluation.schema import SCOPES, shows_it
+from unlearn_mlx.evaluation.schema import SCOPES, open_leak, read_metrics, shows_it
+from unlearn_mlx.paths import DATA, SHIPPED_ADAPTERS
 from unlearn_mlx.runs.files import read_journal, read_json
 from unlearn_mlx.runs.run import RUNS, STAGES, Run, open_run
 from unlearn_mlx.session.progress import STAGE_NAMES
-from unlearn_mlx.topics import DATA, Topic, load_topic
+from unlearn_mlx.topics import Topic, load_topic
 
-SHIPPED = DATA.parent / "adapters"
-LEAK = "topic/open leak"
 ADAPTER_FILES = ("adapters.safetensors", "adapter_config.json")
 STATE_WORDS = {"failed": "failed in", "running": "cut off in", "cancelled": "stopped in"}
 
@@ -34,7 +33,7 @@ class Entry:
     @property
     def key(self) -> str:
         """What tells it from all others, with the same slashes on every system."""
-        path = self.path.relative_to(SHIPPED.parent) if self.is_shipped else self.path
+        path = self.path.relative_to(SHIPPED_ADAPTERS.parent) if self.is_shipped else self.path
         return "/".join(path.parts)
 
     @property
@@ -111,7 +110,10 @@ class Entry:
         Raises:
             UserError: where the file is damaged.
         """
-        return self._read("evaluation.json") or self._read("metrics.json")
+        for name in ("evaluation.json", "metrics.json"):
+            for path in self._files(name):
+                return read_metrics(path)
+        return None
 
     def readable_evaluation(self) -> dict[str, Any]:
         """Its evaluation; empty where there is none or it is damaged."""
@@ -188,7 +190,7 @@ def run_entries() -> list[Entry]:
 def shipped_entries() -> list[Entry]:
     """The adapters that come with the project."""
     entries = []
-    for path in sorted(SHIPPED.glob("*/*/adapters.safetensors")):
+    for path in sorted(SHIPPED_ADAPTERS.glob("*/*/adapters.safetensors")):
         folder = path.parent
         try:
             topic = load_topic(_shipped_rows(folder) / "topic.toml")
@@ -230,7 +232,8 @@ def _leaks(path: Path) -> tuple[float | None, float | None]:
 def _leaks_as_of(path: Path, changed: int, size: int) -> tuple[float | None, float | None]:
     """The two shares in a file of megabytes, which faces look at again and again."""
     try:
-        metrics = read_json(path)
-        return float(metrics["base"][LEAK]), float(metrics["adapter"][LEAK])
+        metrics = read_metrics(path)
+        key = open_leak(metrics) or ""
+        return float(metrics["base"][key]), float(metrics["adapter"][key])
     except (UserError, KeyError, TypeError, ValueError):
         return None, None

@@ -46,8 +46,8 @@ class NewRun:
             UserError: for a model that cannot be.
         """
         from unlearn_mlx.compute.device import current_device
+        from unlearn_mlx.compute.memory import GIGABYTE
         from unlearn_mlx.compute.planner import multiplication_rate, plan, shape_of
-        from unlearn_mlx.models.hub import GIGABYTE
         from unlearn_mlx.models.registry import named_model, resolve_model, to_fetch
 
         device = current_device()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_mlx.runs.run import AFTER, STAGES
+from unlearn_mlx.synthetic_data.acceptance import acceptance_sentences
 from unlearn_mlx.text.printable import one_line
 
 STAGE_NAMES = {
@@ -188,16 +189,16 @@ class Progress:
             self._take_progress(name, event)
         elif kind == "validation":
             self._validations[int(event["step"])] = event
-            self._log(event, "info", sentence_of(event))
+            self._log(event, "info")
         elif kind in ("message", "acceptance"):
             if kind == "acceptance":
                 self.acceptance = event
             elif name in self.stages:
                 self.stages[name].message = str(event["text"])
-            self._log(event, "info", sentence_of(event))
+            self._log(event, "info")
         elif kind == "error":
-            self.error, self.error_code = sentence_of(event), int(event.get("exit_code", 0))
-            self._log(event, "error", self.error)
+            self.error, self.error_code = one_line(str(event["text"])), int(event.get("exit_code", 0))
+            self._log(event, "error")
 
     def _take_stage(self, name: str, event: Event) -> None:
         state = str(event["state"])
@@ -210,8 +211,7 @@ class Progress:
                 stage.done = 0
                 stage.counts.clear()
         stage.state = state
-        told = f": {event['error']}" if event.get("error") else ""
-        self._log(event, "error" if state == "failed" else "stage", state + told)
+        self._log(event, "error" if state == "failed" else "stage")
 
     def _take_progress(self, name: str, event: Event) -> None:
         stage = self.stages[name]
@@ -227,9 +227,10 @@ class Progress:
         self.samples.extend(stage.samples)
         self.samples_seen += len(stage.samples)
 
-    def _log(self, event: Event, level: str, text: str) -> None:
-        self.lines_seen += 1
-        self.lines.append(LogLine(float(event["time"]), str(event["stage"]), level, one_line(text)))
+    def _log(self, event: Event, level: str) -> None:
+        for text in sentences_of(event):
+            self.lines_seen += 1
+            self.lines.append(LogLine(float(event["time"]), str(event["stage"]), level, one_line(text)))
 
 
 def samples_of(event: Event) -> Iterator[Sample]:
@@ -241,18 +242,20 @@ def samples_of(event: Event) -> Iterator[Sample]:
             yield Sample(str(sample))
 
 
-def sentence_of(event: Event) -> str:
-    """What an event that is neither progress nor a stage's state says, in a line."""
-    if event["kind"] == "validation":
+def sentences_of(event: Event) -> list[str]:
+    """What an event says that is no progress, a line each."""
+    kind = event["kind"]
+    if kind == "acceptance":
+        return acceptance_sentences(event)
+    if kind == "validation":
         best = ", the best so far" if event.get("best") else ""
-        return (
+        return [
             f"validation at step {event['step']}: {event.get('leak_rate', 0):.0%} of held-out questions "
             f"leak, {event.get('retain_kl', 0):.3f} nats from the base{best}"
-        )
-    if event["kind"] == "acceptance":
-        reasons = ", ".join(f"{count} {reason}" for reason, count in event["by_reason"].items())
-        return f"{event['rate']:.0%} of the answers accepted; rejected: {reasons}"
-    return one_line(str(event["text"]))
+        ]
+    if kind == "stage":
+        return [str(event["state"]) + (f": {event['error']}" if event.get("error") else "")]
+    return [str(event["text"])]
 
 
 def _curve(events: dict[int, Event], measure: str) -> list[Point]:

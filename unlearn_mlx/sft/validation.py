@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from unlearn_mlx.compute.workers import WorkerPool
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
 from unlearn_mlx.sft.batches import ReferenceTopK, Row, make_batch
@@ -51,7 +52,7 @@ class Validation:
             if entry["part"] == "forget"
         }
 
-    def measure(self, model: ChatModel, seed: int) -> ValidationMetrics:
+    def measure(self, model: ChatModel, seed: int, workers: WorkerPool | None = None) -> ValidationMetrics:
         """Measure the model as it is now."""
         requests = [
             Request(
@@ -59,7 +60,7 @@ class Validation:
             )
             for question in self.questions
         ]
-        answers = generate(model, requests, seed)
+        answers = generate(model, requests, seed, workers=workers)
         leaks = [
             bool(shows_knowledge(self.topic, question, base, answer.text))
             for (question, base), answer in zip(self.questions.items(), answers, strict=True)

@@ -40,7 +40,7 @@ def base_answers(
         for question in questions
     ]
     answers: dict[str, tuple[str, bool]] = {}
-    for completions in journal.complete(model, requests, work.settings.seed, work.is_cancelled):
+    for completions in journal.complete(model, requests, work.settings.seed, work.is_cancelled, work.workers):
         for completion in completions:
             question = questions[len(answers)]
             answers[question.id] = (completion.text.strip(), completion.finished)
@@ -84,7 +84,7 @@ def guarded_answers(
             asked = by_variant[variant]
             position = 0
             for completions in journal.complete(
-                model, [r for _, r in asked], settings.seed, work.is_cancelled
+                model, [r for _, r in asked], settings.seed, work.is_cancelled, work.workers
             ):
                 shown = []
                 for completion in completions:
@@ -101,6 +101,7 @@ def guarded_answers(
                     answers.append(
                         Answer(question.id, text or completion.text, not reason, reason, round_number)
                     )
-                    shown.append({"question": question.question, "answer": text, "reason": reason})
-                work.progress(stage, sum(accepted.values()), wanted, "guarded answers", samples=shown[:2])
+                    said = " ".join(completion.text.split())  # of what has no whole sentence, what there is
+                    shown.append({"question": question.question, "answer": text or said, "reason": reason})
+                work.progress(stage, sum(accepted.values()), wanted, "guarded answers", samples=shown)
     return answers

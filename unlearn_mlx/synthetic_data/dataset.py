@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlearn_mlx.inference.generation import random_source
 from unlearn_mlx.runs.files import write_rows
+from unlearn_mlx.seeding import random_source
 
 VALID_EVERY = 12  # of the questions, one in so many is kept for validation
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs.files import append_rows, read_rows, write_rows
+from unlearn_mlx.runs.files import LONGEST_TEXT, append_rows, read_rows, write_rows
 
 FILE = "edits.jsonl"
 BY_HAND = "by hand"  # kind of a question that the user wrote
@@ -55,7 +55,7 @@ def read_edits(run_folder: Path) -> list[Edit]:
     if not path.exists():
         return []
     edits = []
-    for row in read_rows(path, ("question", "answer", "accepted")):
+    for row in read_rows(path, ("question", "answer", "accepted"), LONGEST_TEXT):
         was = row.get("replaces")
         texts = [row["question"], row["answer"], *(was or ())]
         if not all(isinstance(text, str) and text.strip() for text in texts) or len(texts) not in (2, 4):

@@ -1,15 +1,17 @@
 """The two stages of data: questions, then answers and training rows, each readable on disk."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.inference.chat_model import ChatModel
-from unlearn_mlx.runs.files import read_rows, write_json, write_rows
+from unlearn_mlx.paths import DATA
+from unlearn_mlx.runs.files import LONGEST_TEXT, read_rows, write_json, write_rows
 from unlearn_mlx.runs.run import Work
-from unlearn_mlx.synthetic_data.answers import Answer, base_answers, guarded_answers
+from unlearn_mlx.seeding import random_source
+from unlearn_mlx.synthetic_data.acceptance import acceptance
+from unlearn_mlx.synthetic_data.answers import base_answers, guarded_answers
 from unlearn_mlx.synthetic_data.dataset import write_dataset
 from unlearn_mlx.synthetic_data.edits import apply_edits, hand_questions, pairs_of, read_edits
 from unlearn_mlx.synthetic_data.leaks import LeakFilter
@@ -20,7 +22,8 @@ from unlearn_mlx.synthetic_data.questions import (
     topic_subjects,
     write_questions,
 )
-from unlearn_mlx.topics import DATA
+from unlearn_mlx.text.similarity import Nearness
+from unlearn_mlx.topics import Topic
 
 LEAST_SHARE = 0.25  # of the wanted questions; with fewer, training would not reach the topic
 
@@ -64,6 +67,8 @@ def make_questions(model: ChatModel, work: Work, probes: Sequence[str]) -> None:
                 model, work, "questions", part, subjects, count, probes, topic, about_topic=False
             )
             retain += [{**asdict(question), "part": part} for question in written]
+    told = everyday_instructions(topic, probes, settings.instructions, settings.seed)
+    retain += [{**asdict(question), "part": "instruction"} for question in told]
     write_rows(work.run.file("retain_questions.jsonl"), retain)
     # The last file of the stage: where it is, the stage is whole.
     write_rows(work.run.file("questions.jsonl"), [asdict(question) for question in questions])
@@ -74,13 +79,14 @@ def make_answers(model: ChatModel, work: Work) -> None:
     """Write answers.jsonl, retain.jsonl and the dataset.
 
     Raises:
-        UserError: where questions.jsonl is damaged or too few answers passed the filter.
+        UserError: before any work where a row is damaged or too long, and where too few answers passed.
     """
     run, settings, topic = work.run, work.settings, work.run.topic
     fields = ("id", "question", "kind")
-    rows = read_rows(run.file("questions.jsonl"), required=fields)
+    rows = read_rows(run.file("questions.jsonl"), fields, LONGEST_TEXT)
     questions = _questions(rows)
-    retain_rows = read_rows(run.file("retain_questions.jsonl"), required=fields)
+    retain_rows = read_rows(run.file("retain_questions.jsonl"), fields, LONGEST_TEXT)
+    edits = read_edits(run.path)
     base = base_answers(model, work, "answers", "base", questions)
     kept = base_answers(model, work, "answers", "retain", _questions(retain_rows))
     retain = [
@@ -97,7 +103,7 @@ def make_answers(model: ChatModel, work: Work) -> None:
             f"only {accepted} answers passed the leak filter: raise --rounds or --similarity, "
             f"or see the reasons in {run.file('answers.jsonl')}"
         )
-    pairs = apply_edits(pairs_of(rows, [asdict(answer) for answer in answers]), read_edits(run.path))
+    pairs = apply_edits(pairs_of(rows, [asdict(answer) for answer in answers]), edits)
     by_hand = hand_questions(pairs)
     if by_hand:
         own = base_answers(model, work, "answers", "hand", _questions(by_hand))
@@ -121,25 +127,22 @@ def make_answers(model: ChatModel, work: Work) -> None:
     run.event("answers", "acceptance", **acceptance(questions, answers), words=sorted(leaks.knowledge_words))
 
 
-def acceptance(questions: Iterable[Question], answers: Sequence[Answer]) -> dict[str, Any]:
-    """Share of accepted samples overall and by kind of question, and rejects by reason."""
-    kinds = {question.id: question.kind for question in questions}
-    sampled, accepted = Counter[str](), Counter[str]()
-    for answer in answers:
-        sampled[kinds[answer.question_id]] += 1
-        accepted[kinds[answer.question_id]] += answer.accepted
-    reasons = Counter(answer.reason for answer in answers if answer.reason)
-    return {
-        "rate": sum(accepted.values()) / max(1, len(answers)),
-        "by_kind": {kind: accepted[kind] / count for kind, count in sorted(sampled.items())},
-        "by_reason": dict(reasons.most_common()),
-    }
-
-
 def general_subjects() -> list[Subject]:
     """Subjects of everyday life and knowledge."""
     lines = (DATA / "general-subjects.txt").read_text(encoding="utf-8").splitlines()
     return retain_subjects(line for line in lines if line.strip())
+
+
+def everyday_instructions(topic: Topic, probes: Sequence[str], count: int, seed: int) -> list[Question]:
+    """Up to ``count`` instructions of everyday life, drawn by the seed: none on the topic or near a probe."""
+    lines = (DATA / "everyday-instructions.txt").read_text(encoding="utf-8").splitlines()
+    asked = Nearness(probes)
+    usable = [line for line in lines if line.strip() and not topic.mentions(line) and not asked.holds(line)]
+    order = random_source(seed, "questions/instruction").permutation(len(usable))
+    return [
+        Question(f"instruction-{number:04d}", usable[place], "instruction", "")
+        for number, place in enumerate(order[:count], start=1)
+    ]
 
 
 def _questions(rows: Iterable[dict[str, Any]]) -> list[Question]:
