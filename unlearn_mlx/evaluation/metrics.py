@@ -10,12 +10,12 @@ from unlearn_mlx.evaluation.forms import ADVERSARIAL_FORMS, FORMS
 from unlearn_mlx.evaluation.keys import any_of
 from unlearn_mlx.evaluation.labels import KNOWN, LABELS
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, fact_of
+from unlearn_mlx.evaluation.schema import SCOPES
 from unlearn_mlx.leakage.names import named
 from unlearn_mlx.text.overlap import at_equal_length, ngram_entropy
 from unlearn_mlx.text.words import distinct_bigrams
 from unlearn_mlx.topics import Topic
 
-SCOPES = ("topic", "neighbour", "general")
 AT = (1, 2, 4, 8, 16, 32)
 
 Results = dict[str, dict[str, Any]]  # what a model did on each probe, by the probe's id
