@@ -286,7 +286,8 @@ def test_results_of_a_run_with_every_answer(place):
     assert f"<td>{metrics['adapter'][open_leak(metrics)]:.0%}</td>" in table
     assert any("suppressed, not proven erased" in text for text in texts(app))
     # The other metrics, and the questions of the first cell.
-    assert app.expander[0].label == "Every other metric" and len(app.expander) == 7
+    assert app.expander[0].label == "Every other metric" and len(app.expander) == 8
+    assert "random adapter of the same norm" in app.expander[1].label
     assert any(r"Expected\: Hogwarts" in text for text in texts(app))
 
 

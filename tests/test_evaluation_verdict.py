@@ -120,7 +120,7 @@ def test_what_else_is_lost_is_said():
     ("difference", "said"),
     [
         ([-0.44, -0.02], "it knows 60% of what the base knows"),
-        ([-0.44, 0.0], "so few questions cannot tell whether that is a loss"),
+        ([-0.44, 0.0], "which so few questions do not tell apart from a loss"),
         ([-0.09, 0.05], ""),
     ],
 )
