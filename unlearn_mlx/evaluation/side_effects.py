@@ -69,18 +69,7 @@ def compare_neutral(
         workers,
     )
     progress(4, 4, "neutral texts")
-    differences = [
-        float(np.abs(new.log_probabilities - old.log_probabilities).mean())
-        for new, old in zip(scores, base_scores, strict=True)
-        if old.log_probabilities.size
-    ]
-    base: Values = {
-        "neutral/divergence": [0.0] * len(divergences),
-        "neutral/raw divergence": [0.0] * len(differences),
-    }
-    changed: Values = {"neutral/divergence": divergences, "neutral/raw divergence": differences}
-    if entropies := _entropies(base_answers, answers):
-        base["neutral/entropy"], changed["neutral/entropy"] = entropies
+    base, changed = _values(base_answers, answers, base_scores, scores, divergences)
     membership = {"base": base_scores, "adapter": scores} if passages else {}
     return base, changed, {whose: _membership(passages, found) for whose, found in membership.items()}
 
@@ -97,6 +86,29 @@ def _entropies(
         if pairs
         else None
     )
+
+
+def _values(
+    base_answers: Sequence[Completion],
+    answers: Sequence[Completion],
+    base_scores: Sequence[TokenScores],
+    scores: Sequence[TokenScores],
+    divergences: list[float],
+) -> tuple[Values, Values]:
+    """The metrics of base and adapter, by what each has answered and how it scores raw text."""
+    differences = [
+        float(np.abs(new.log_probabilities - old.log_probabilities).mean())
+        for new, old in zip(scores, base_scores, strict=True)
+        if old.log_probabilities.size
+    ]
+    base: Values = {
+        "neutral/divergence": [0.0] * len(divergences),
+        "neutral/raw divergence": [0.0] * len(differences),
+    }
+    changed: Values = {"neutral/divergence": divergences, "neutral/raw divergence": differences}
+    if entropies := _entropies(base_answers, answers):
+        base["neutral/entropy"], changed["neutral/entropy"] = entropies
+    return base, changed
 
 
 def _membership(passages: Sequence[Passage], scores: Sequence[TokenScores]) -> dict[str, float]:
