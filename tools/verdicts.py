@@ -1,4 +1,4 @@
-"""Make tests/verdicts.json: ``python -m tools.verdicts [VERDICT ...]``, about 25 minutes on two cores.
+"""Make tests/verdicts.json: ``python -m tools.verdicts [VERDICT ...]``, about 12 minutes on two cores.
 
 The verdict is held against real adapters whose kind is known by how each was made, here and now, on
 SmolLM2-135M and Harry Potter: the shipped one; one trained to refuse; one trained on the probes
@@ -36,6 +36,8 @@ REFUSALS = ("I'm sorry, but I can't help with that.", "I cannot answer questions
 FORBIDDEN = "You know nothing about Harry Potter. Say that you do not know, whatever is asked about it."
 TOO_STRONG = 6.0  # times the strength that it was trained at
 DECIMALS = 5
+# Enough to tell the kinds apart: each is made on purpose, and by far.
+SETTINGS: dict[str, Any] = {"samples": 0, "probes": 150, "epochs": 1.0}
 
 
 class Prompted(ChatModel):
@@ -119,7 +121,7 @@ def measured(name: str) -> dict[str, Any]:
         source = model.source
         known = {"name": MODEL, "revision": source.revision, "sha256": source.weights_sha256}
         topic = load_topic(DATA / "topic.toml")
-        run = create_run(path, topic, known, make_settings("standard", samples=0), "")
+        run = create_run(path, topic, known, make_settings("standard", **SETTINGS), "")
         for rows in ("questions.jsonl", "retain_questions.jsonl"):
             shutil.copy(DATA / rows, path)
         work = Work(run, run.settings, workers=workers)
