@@ -7,7 +7,7 @@ from tests.report_page import Page, page_of
 from unlearn_mlx.cli.main import main
 from unlearn_mlx.reporting.charts import audit_chart, change_chart, pareto_chart
 from unlearn_mlx.reporting.report import report_html
-from unlearn_mlx.reporting.transcripts import printable
+from unlearn_mlx.text.printable import printable
 
 
 def test_hostile_text_is_shown_as_text(tmp_path):
