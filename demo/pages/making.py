@@ -5,10 +5,13 @@ from typing import Any
 
 import streamlit as st
 
-from demo.choices import Choice, chosen
+from demo.choices import chosen
 from demo.text import answer_html, label, text_html
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.runs.files import read_rows
+from unlearn_mlx.session.catalog import Entry
+from unlearn_mlx.session.conversation import leaked_names
+from unlearn_mlx.topics import Topic
 
 SHOWN = 5
 Rows = list[dict[str, Any]]
@@ -16,27 +19,28 @@ Rows = list[dict[str, Any]]
 
 def show() -> None:
     """The page."""
-    choice = chosen()
-    st.subheader(f"How {label(choice.model_name)} was made to forget {label(choice.topic.name)}")
+    entry = chosen()
+    topic = entry.topic
+    st.subheader(f"How {label(entry.model_name)} was made to forget {label(topic.name)}")
     try:
-        questions = read_rows(choice.rows / "questions.jsonl", ("id", "question"))
-        answers = read_rows(choice.rows / "answers.jsonl", ("question_id", "answer", "accepted", "reason"))
-        base = read_rows(choice.rows / "base_answers.jsonl", ("question_id", "answer"))
+        questions = read_rows(entry.rows / "questions.jsonl", ("id", "question"))
+        answers = read_rows(entry.rows / "answers.jsonl", ("question_id", "answer", "accepted", "reason"))
+        base = read_rows(entry.rows / "base_answers.jsonl", ("question_id", "answer"))
         train = [
             row
             for name in ("train", "valid")
-            for row in read_rows(choice.rows / "dataset" / f"{name}.jsonl", ("messages",))
+            for row in read_rows(entry.rows / "dataset" / f"{name}.jsonl", ("messages",))
         ]
     except UserError as error:
         st.error(label(str(error)), icon=":material/error:")
         return
     show_counts(questions, answers, train)
     base_answers = {row["question_id"]: row["answer"] for row in base}
-    for question in questions_to_walk(choice, questions, answers, base_answers):
+    for question in questions_to_walk(topic, questions, answers, base_answers):
         st.divider()
         own = [row for row in answers if row["question_id"] == question["id"]]
         rows = [row for row in train if row.get("question_id") == question["id"]]
-        walk(choice, question, base_answers.get(question["id"], ""), own, rows)
+        walk(entry, topic, question, base_answers.get(question["id"], ""), own, rows)
 
 
 def show_counts(questions: Rows, answers: Rows, train: Rows) -> None:
@@ -61,13 +65,13 @@ def show_counts(questions: Rows, answers: Rows, train: Rows) -> None:
     )
 
 
-def questions_to_walk(choice: Choice, questions: Rows, answers: Rows, base_answers: dict[str, str]) -> Rows:
+def questions_to_walk(topic: Topic, questions: Rows, answers: Rows, base_answers: dict[str, str]) -> Rows:
     """Five questions with an accepted answer, of as many kinds: those that the base tells most of first."""
     accepted = {row["question_id"] for row in answers if row["accepted"]}
     rejected = {row["question_id"] for row in answers if not row["accepted"]}
 
     def telling(question: dict[str, Any]) -> tuple[bool, bool]:
-        told = choice.topic.leak_spans(question["question"], base_answers.get(question["id"], ""))
+        told = leaked_names(topic, question["question"], base_answers.get(question["id"], ""))
         return not told, question["id"] not in rejected
 
     seen: Counter[str] = Counter()
@@ -76,20 +80,20 @@ def questions_to_walk(choice: Choice, questions: Rows, answers: Rows, base_answe
         kind = str(question.get("kind"))
         order.append((seen[kind], telling(question), len(order), question))
         seen[kind] += 1
-    return [question for *_, question in sorted(order, key=lambda entry: entry[:3])[:SHOWN]]
+    return [question for *_, question in sorted(order, key=lambda place: place[:3])[:SHOWN]]
 
 
-def walk(choice: Choice, question: dict[str, Any], base: str, answers: Rows, rows: Rows) -> None:
+def walk(entry: Entry, topic: Topic, question: dict[str, Any], base: str, answers: Rows, rows: Rows) -> None:
     """One question through all steps."""
     from unlearn_mlx.synthetic_data.guardrail import guarded_messages, hint_for
 
     st.markdown(f"#### {label(question['question'])}")
     st.caption("1 · What the base says to it; names of the topic are marked")
-    st.html(answer_html(choice.topic, question["question"], base))
-    hint = hint_for(question["question"], f"guarded-{question['id']}-0-0", choice.seed())
+    st.html(answer_html(topic, question["question"], base))
+    hint = hint_for(question["question"], f"guarded-{question['id']}-0-0", entry.seed())
     with st.expander("2 · The guardrail: what stands before the question, so that the base knows nothing"):
         st.caption("The examples and the hint change from answer to answer; this is one of them.")
-        for message in guarded_messages(question["question"], choice.topic.name, 0, hint):
+        for message in guarded_messages(question["question"], topic.name, 0, hint):
             st.caption(message["role"])
             st.html(text_html(message["content"]))
     st.caption("3 · The answers behind the guardrail, and what the filter said")
@@ -99,7 +103,7 @@ def walk(choice: Choice, question: dict[str, Any], base: str, answers: Rows, row
             columns[0].badge("accepted", icon=":material/check:", color="green")
         else:
             columns[0].badge(label(answer["reason"]), icon=":material/close:", color="red")
-        columns[1].html(answer_html(choice.topic, question["question"], answer["answer"]))
+        columns[1].html(answer_html(topic, question["question"], answer["answer"]))
     st.caption("4 · What the adapter was trained on")
     for row in rows:
         said = " → ".join(str(message["content"]) for message in row["messages"])

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.reporting.transcripts import printable
 from unlearn_mlx.runs.files import append_rows, read_rows
+from unlearn_mlx.text.printable import printable
 
 ANSWERS = 50
 

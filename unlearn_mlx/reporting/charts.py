@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from unlearn_mlx.evaluation.schema import SCOPES, interval_of, is_share, shown_metrics
-from unlearn_mlx.reporting.transcripts import printable
+from unlearn_mlx.text.printable import printable
 
 Spec = dict[str, Any]
 

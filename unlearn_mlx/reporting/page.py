@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from unlearn_mlx.evaluation.schema import is_share, written
 from unlearn_mlx.reporting.charts import THEMES
-from unlearn_mlx.reporting.transcripts import printable
+from unlearn_mlx.text.printable import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
 

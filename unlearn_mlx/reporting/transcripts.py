@@ -9,11 +9,11 @@ from typing import Any
 from unlearn_mlx.evaluation.forms import FORMS
 from unlearn_mlx.evaluation.probes import FORM_OF_KIND
 from unlearn_mlx.evaluation.schema import shows_it
-from unlearn_mlx.topics import fold
+from unlearn_mlx.text.words import fold
 
 
 @dataclass(frozen=True)
-class Answer:
+class MarkedAnswer:
     """An answer in pieces, each with whether it shows the knowledge, and what the answer was taken for."""
 
     pieces: list[tuple[str, bool]]
@@ -28,8 +28,8 @@ class Transcript:
     question: str
     expected: str
     choices: Sequence[str]
-    base: list[Answer]
-    adapter: list[Answer]
+    base: list[MarkedAnswer]
+    adapter: list[MarkedAnswer]
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,6 @@ class HeatMap:
     def cells(self) -> list[Cell]:
         """The cells that have probes, row by row."""
         return [cell for _, row in self.rows for cell in row if cell]
-
-
-def printable(text: str) -> str:
-    """A text without what could rule its surroundings: control and direction characters are blanks."""
-    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
 def form_of(probe: dict[str, Any]) -> str:
@@ -127,18 +122,18 @@ def transcript(probe: dict[str, Any]) -> Transcript:
     )
 
 
-def _answers(probe: dict[str, Any], whose: str) -> list[Answer]:
+def _answers(probe: dict[str, Any], whose: str) -> list[MarkedAnswer]:
     outcome = probe.get(whose, {})
     if probe["kind"] == "choice":
         if "chosen" not in outcome:
             return []
         right = bool(outcome.get("right"))
-        return [Answer([(outcome["chosen"], right)], "right" if right else "wrong", right)]
+        return [MarkedAnswer([(outcome["chosen"], right)], "right" if right else "wrong", right)]
     answers = outcome.get("answers", [])
     leaks = outcome.get("leaks", [])
     labels = outcome.get("labels", [])
     return [
-        Answer(
+        MarkedAnswer(
             marked(text, probe.get("leak", ())),
             str(labels[number]) if number < len(labels) else "",
             bool(leaks[number]) if number < len(leaks) else False,
