@@ -80,7 +80,7 @@ def old_evaluation(**more):
     evaluation = evaluation_of(*USUAL) | {"samples": 4, **more}
     for whose, value in (("base", 0.75), ("adapter", 0.25)):
         del evaluation[whose]["topic/open leak, any of 2"]
-        evaluation[whose] |= {"topic/open leak": value, "neighbour/open known": 0.5}
+        evaluation[whose] |= {"topic/open leak": value, "neighbour/open known": 0.5, "topic/named": 0.5}
     evaluation["intervals"] = {"topic/open leak": {"base": [0.5, 0.9]}}
     return evaluation
 
@@ -94,6 +94,8 @@ def test_an_old_evaluation_is_read_with_its_number_of_answers(tmp_path):
     assert not [key for key in evaluation["base"] if key == "topic/open leak"]
     assert gate_value(evaluation, "leak") == 0.25 and gate_answers(evaluation, "leak") == "any of 5 answers"
     assert with_answers_in_keys(evaluation) == evaluation
+    # Names that were asked counted then: that is another figure, and not shown as today's.
+    assert not [metric for metric in shown_metrics(evaluation) if "named" in metric.key]
     # The number may be the run's setting, or has to be counted.
     without = old_evaluation()
     del without["samples"]

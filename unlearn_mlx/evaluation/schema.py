@@ -31,9 +31,9 @@ METRICS = (
     ("neighbour/adversarial known", "neighbours: adversarial questions known", False),
     ("general/choice", "general knowledge: multiple choice right", False),
     (OPEN_KNOWN["general"], "general knowledge: open questions known in {}", False),
-    ("topic/distinct bigrams", "fluency: distinct bigrams on the topic, at equal length", False),
-    ("general/distinct bigrams", "fluency: distinct bigrams elsewhere, at equal length", False),
-    ("neutral/entropy", "fluency: n-gram entropy on everyday things, at equal length, bits", False),
+    ("topic/distinct bigrams", "fluency: distinct bigrams on the topic", False),
+    ("general/distinct bigrams", "fluency: distinct bigrams elsewhere", False),
+    ("neutral/entropy", "fluency: n-gram entropy on everyday things, bits", False),
     ("neutral/divergence", "divergence from the base on everyday things, nats a token", True),
 )
 
@@ -83,6 +83,7 @@ def shown_metrics(*evaluations: dict[str, Any]) -> list[Metric]:
         Metric(key, name.format(answers_in_words(answers_in(key) or 1)), less)
         for metric, name, less in METRICS
         for key in keys_of(there, metric)
+        if answers_in(key) or "{}" not in name  # what does not say its number compares with nothing
     ]
 
 
