@@ -93,7 +93,8 @@ def known_leak_rate(entry: Entry, strength: float) -> float | None:
 
 def measure_leak_rate(engine: Engine, entry: Entry, strength: float, draw: Callable[[float], object]) -> None:
     """Answer the topic's open questions greedily at a strength; ``draw`` gets the share that is done."""
-    from unlearn_mlx.evaluation.scoring import ANSWER_TOKENS, shows_knowledge
+    from unlearn_mlx.evaluation.scoring import ANSWER_TOKENS
+    from unlearn_mlx.leakage.names import says_pattern
 
     probes = open_probes(entry)
     texts = {probe.id: "" for probe in probes}
@@ -115,7 +116,7 @@ def measure_leak_rate(engine: Engine, entry: Entry, strength: float, draw: Calla
             goes_on=False,
         )
         follow(answering, take, lambda _: draw(min(1.0, tokens / (len(probes) * ANSWER_TOKENS))))
-    leaking = sum(shows_knowledge(probe, texts[probe.id]) for probe in probes)
+    leaking = sum(says_pattern(probe.leak, texts[probe.id]) for probe in probes)
     leak_rates()[_rate_key(entry, strength)] = leaking / len(probes)
 
 

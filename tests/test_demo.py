@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 from tests.helpers import QUESTIONS, WIZARD
 from tests.runs_with_results import TOPIC, finished_run
 from unlearn_mlx.evaluation.schema import open_leak
+from unlearn_mlx.leakage.names import leak_spans
 from unlearn_mlx.runs.files import write_json, write_rows
 
 APP = "../demo_app.py"
@@ -285,7 +286,8 @@ def test_results_of_a_run_with_every_answer(place):
     assert f"<td>{metrics['adapter'][open_leak(metrics)]:.0%}</td>" in table
     assert any("suppressed, not proven erased" in text for text in texts(app))
     # The other metrics, and the questions of the first cell.
-    assert app.expander[0].label == "Every other metric" and len(app.expander) == 7
+    assert app.expander[0].label == "Every other metric" and len(app.expander) == 8
+    assert "random adapter of the same norm" in app.expander[1].label
     assert any(r"Expected\: Hogwarts" in text for text in texts(app))
 
 
@@ -376,9 +378,12 @@ def test_leaks_are_what_the_question_did_not_say():
     from demo.text import answer_html
 
     answer = "Harry Potter met Hermione's friend J. K. Rowling in Hogwarts."
-    spans = [answer[start:end] for start, end in WIZARD.leak_spans("Who is Harry Potter?", answer)]
+    spans = [answer[start:end] for start, end in leak_spans(WIZARD, "Who is Harry Potter?", answer)]
     assert spans == ["Hermione's", "J. K. Rowling", "Hogwarts"]
     # Folding changes lengths: the marks stand where the names are.
     accented = "Ĳsel ﬁnds Hërmïone & <Hogwarts>"
-    assert [accented[start:end] for start, end in WIZARD.leak_spans("", accented)] == ["Hërmïone", "Hogwarts"]
+    assert [accented[start:end] for start, end in leak_spans(WIZARD, "", accented)] == [
+        "Hërmïone",
+        "Hogwarts",
+    ]
     assert "<mark>Hërmïone</mark> &amp; &lt;<mark>Hogwarts</mark>&gt;" in answer_html(WIZARD, "", accented)

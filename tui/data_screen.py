@@ -30,7 +30,8 @@ from unlearn_mlx.synthetic_data.edits import (
     undo_edit,
 )
 from unlearn_mlx.text.printable import one_line
-from unlearn_mlx.topics import Topic, fold
+from unlearn_mlx.text.words import fold
+from unlearn_mlx.topics import Topic
 
 ACCEPTED = "accepted"
 

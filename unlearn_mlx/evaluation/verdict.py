@@ -103,7 +103,7 @@ def _kept_note(evaluation: dict[str, Any], scope: str, left: float | None, key: 
     told = f"asked openly about {_SPOKEN[scope]}, it knows {left:.0%} of what the base knows"
     found = change_in_words(evaluation, key, False) or (KEPT if left >= MOSTLY_KEPT else LOST)
     if found == UNCLEAR:
-        return f"{told}: so few questions cannot tell whether that is a loss"
+        return f"{told}, which so few questions do not tell apart from a loss"
     return told if found == LOST else ""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from unlearn_mlx.evaluation.forms import FORMS
 from unlearn_mlx.evaluation.probes import FORM_OF_KIND
 from unlearn_mlx.evaluation.schema import shows_it
-from unlearn_mlx.topics import fold
+from unlearn_mlx.text.words import fold
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_mlx.inference.engine import Answering, Engine, Mode, Piece, context_of
+from unlearn_mlx.leakage.names import leak_spans
 from unlearn_mlx.runs.files import append_rows, read_journal
 from unlearn_mlx.text.printable import one_line, printable
 from unlearn_mlx.topics import Topic
@@ -179,7 +180,7 @@ def leak_pieces(topic: Topic | None, question: str, answer: str) -> list[tuple[s
     """The printable answer in pieces, each with whether it says a name that the question did not say."""
     text = printable(answer)
     pieces, last = [], 0
-    for start, end in topic.leak_spans(question, text) if topic else ():
+    for start, end in leak_spans(topic, question, text) if topic else ():
         pieces += [(text[last:start], False), (text[start:end], True)]
         last = end
     return [*pieces, (text[last:], False)]
