@@ -14,7 +14,7 @@ from unlearn_mlx.compute.device import current_device
 from unlearn_mlx.compute.workers import in_shares
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.models.registry import load_model, resolve_model
-from unlearn_mlx.runs.files import read_rows
+from unlearn_mlx.runs.records import Question, read_records
 from unlearn_mlx.runs.run import package_versions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +31,7 @@ def open_model(name: str = MODEL) -> ChatModel:
 
 def shipped_questions() -> list[str]:
     """Questions on the topic, as a run wrote them."""
-    return [row["question"] for row in read_rows(ROWS / "questions.jsonl", ("question",))]
+    return [row.question for row in read_records(ROWS / "questions.jsonl", Question)]
 
 
 def machine() -> dict[str, Any]:

@@ -3,14 +3,21 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, probe_files, read_probes
-from unlearn_mlx.evaluation.schema import SCOPES, shows_it
-from unlearn_mlx.runs.files import read_journal, read_json
+from unlearn_mlx.evaluation.schema import (
+    SCOPES,
+    Audit,
+    Evaluation,
+    Metrics,
+    ScoredProbe,
+    read_audit,
+    read_metrics,
+)
+from unlearn_mlx.runs.records import Event, read_events, read_manifest
 from unlearn_mlx.runs.run import RUNS, Run, open_run
 from unlearn_mlx.topics import DATA, Topic, load_topic
 
@@ -34,60 +41,58 @@ class Choice:
         """What it is called in a list."""
         return f"{self.topic.name} · {self.model_name}" + ("" if self.is_shipped else f" · {self.key}")
 
-    def metrics(self) -> dict[str, Any] | None:
+    def metrics(self) -> Metrics | None:
         """Its evaluation: one with every probe where that is there, else the metrics alone, or None.
 
         Raises:
             UserError: where the file is damaged.
         """
-        for path in (
+        paths = (
             self.rows / "evaluation.json",
             self.adapter / "evaluation.json",
             self.adapter / "metrics.json",
-        ):
-            if path.exists():
-                metrics: dict[str, Any] = read_json(path)
-                return metrics
-        return None
+        )
+        return next((read_metrics(path) for path in paths if path.exists()), None)
 
-    def readable_metrics(self) -> dict[str, Any]:
-        """Its evaluation; empty where there is none or it is damaged, which the page of results says."""
+    def readable_metrics(self) -> Metrics | None:
+        """Its evaluation; None where there is none or it is damaged, which the page of results says."""
         try:
-            return self.metrics() or {}
+            return self.metrics()
         except UserError:
-            return {}
+            return None
+
+    def scored_probes(self) -> list[ScoredProbe]:
+        """The probes of its evaluation, where that has them."""
+        metrics = self.readable_metrics()
+        return metrics.probes if isinstance(metrics, Evaluation) else []
 
     def seed(self) -> int:
         """The seed that its run was made with."""
         manifest = self.rows / "manifest.json"
-        made = read_json(manifest) if manifest.exists() else self.readable_metrics()
-        return int(made.get("settings", {}).get("seed", 0))
+        made = read_manifest(manifest) if manifest.exists() else self.readable_metrics()
+        seed = made.settings.get("seed") if made else None
+        return seed if isinstance(seed, int) else 0
 
-    def audit(self) -> dict[str, Any] | None:
+    def audit(self) -> Audit | None:
         """Its audit, where one was made."""
-        for folder in (self.rows, self.adapter):
-            if (folder / "audit.json").exists():
-                audit: dict[str, Any] = read_json(folder / "audit.json")
-                return audit
-        return None
+        return read_audit(self.rows) or read_audit(self.adapter)
 
-    def events(self) -> list[dict[str, Any]]:
+    def events(self) -> list[Event]:
         """The progress of its run, as far as it was kept."""
-        return read_journal(self.rows / "events.jsonl") or read_journal(self.adapter / "events.jsonl")
+        return read_events(self.rows / "events.jsonl") or read_events(self.adapter / "events.jsonl")
 
     def probes(self) -> list[Probe]:
         """The questions that it is judged on."""
         own = self.rows / "probes.jsonl"
         files = [*([own] if own.exists() else []), *probe_files(self.topic)]
         every = [probe for path in files for probe in read_probes(path)]
-        asked = {probe["id"] for probe in self.readable_metrics().get("probes", [])}
+        asked = {probe.id for probe in self.scored_probes()}
         return [probe for probe in every if not asked or probe.id in asked]
 
 
 def example_questions(choice: Choice, count: int = 3) -> dict[str, list[str]]:
     """Questions to click, by scope: such as the base can answer, where that was measured."""
-    scored = choice.readable_metrics().get("probes", [])
-    known = {probe["id"] for probe in scored if shows_it(probe, "base")}
+    known = {probe.id for probe in choice.scored_probes() if probe.shows("base")}
     plain = [probe for probe in choice.probes() if probe.form == QUESTION_ANSWER]
     questions: dict[str, list[str]] = {}
     for scope in SCOPES:

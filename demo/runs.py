@@ -102,7 +102,7 @@ def free_path(topic: str) -> Path:
 def options_of(run: Run) -> list[str]:
     """The options that go on with a run as it was started."""
     options = ["--model", run.model_name]
-    for name, value in run.manifest["settings"].items():
+    for name, value in run.manifest.settings.items():
         options += [f"--{name.replace('_', '-')}", str(value)]
     return options
 
@@ -111,7 +111,7 @@ def is_working(run: Run) -> bool:
     """Whether a process works on the run: ours, or another that told of itself lately."""
     if run.path in children().by_path:
         return children().by_path[run.path].is_alive
-    if not any(stage.get("state") == "running" for stage in run.manifest["stages"].values()):
+    if not any(stage.state == "running" for stage in run.manifest.stages.values()):
         return False
     events = run.file("events.jsonl")
     return events.exists() and time.time() - events.stat().st_mtime < FRESH

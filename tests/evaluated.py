@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_mlx.config import make_settings
+from unlearn_mlx.evaluation.schema import Evaluation, ScoredProbe
 from unlearn_mlx.runs.run import Run, create_run
 from unlearn_mlx.topics import Topic
 
@@ -77,6 +78,16 @@ def evaluation_of(*probes: dict[str, Any]) -> dict[str, Any]:
         "nearest_training_question": {"similarity": 40.0, "probe": "a", "question": "b", "limit": 88},
         "probes": list(probes),
     }
+
+
+def read_back(evaluation: dict[str, Any]) -> Evaluation:
+    """An evaluation as it is read from a run."""
+    return Evaluation.model_validate(evaluation)
+
+
+def read_probes_back(*probes: dict[str, Any]) -> list[ScoredProbe]:
+    """Probes as they are read from an evaluation."""
+    return [ScoredProbe.model_validate(probe) for probe in probes]
 
 
 USUAL = (

@@ -100,19 +100,21 @@ def test_the_nearest_probe_is_named_and_counted(run):
         Probe("c", "topic", "open", "", "How many legs has a spider?", "x"),
     ]
     found = nearness(probes, run)
-    assert found["near"] == 1
-    assert (found["probe"], found["question"]) == ("Who was Harry Potter?", "Who is Harry Potter?")
-    assert found["similarity"] >= found["limit"]
+    assert found.near == 1
+    assert (found.probe, found.question) == ("Who was Harry Potter?", "Who is Harry Potter?")
+    assert found.similarity >= found.limit
 
 
 def test_only_what_the_base_repeats_is_asked_of_an_unknown_topic(run, tiny_model, monkeypatch):
     """Questions as the model might write them; the answers to every second one change each time."""
 
     def written(*given, **more):
-        from unlearn_mlx.synthetic_data.questions import Question
+        from unlearn_mlx.runs.records import Question
 
         name = given[3]
-        return [Question(f"{name}-{n}", f"Name the {n} of it.", "naming", "Zorbing") for n in range(8)], {}
+        return [
+            Question(id=f"{name}-{n}", question=f"Name the {n} of it.", kind="naming") for n in range(8)
+        ], {}
 
     def answered(model, requests, seed, is_cancelled):
         completions = []

@@ -15,6 +15,12 @@ from unlearn_mlx.runs.files import (
     write_json,
     write_rows,
 )
+from unlearn_mlx.runs.records import Record, read_records
+
+
+class Numbered(Record):
+    id: int
+
 
 AWKWARD = ["plain", "two\nlines", 'a "quote"', "\u2028 and \u2029 and \x85", "\x1c\x0b", "ça, 日本, 🧙", ""]
 
@@ -114,7 +120,7 @@ def test_a_damaged_row_is_named_by_its_line(tmp_path, content, number):
     path = tmp_path / "rows.jsonl"
     path.write_text(content)
     with pytest.raises(UserError, match=f"rows.jsonl, line {number}: ") as caught:
-        read_rows(path, required=["id"])
+        read_records(path, Numbered)
     assert "\n" not in str(caught.value)
     assert path.read_text() == content
 

@@ -17,15 +17,18 @@ from tests.evaluated import (
     evaluated_run,
     evaluation_of,
     open_probe,
+    read_probes_back,
     rows_in,
     write_evaluation,
 )
 from unlearn_mlx.cli.main import _make_run, _parser, main
 from unlearn_mlx.config import Settings, make_settings
 from unlearn_mlx.evaluation.forms import FORMS
+from unlearn_mlx.evaluation.schema import AuditRow, Metrics
 from unlearn_mlx.reporting.charts import audit_chart, change_chart, pareto_chart, training_charts
 from unlearn_mlx.reporting.report import making_command, report_html, write_report
 from unlearn_mlx.reporting.transcripts import heat_map, marked, printable
+from unlearn_mlx.runs.records import ModelIdentity
 from unlearn_mlx.runs.run import open_run
 
 AUDIT = {
@@ -179,7 +182,7 @@ def test_the_map_counts_probes_by_form_and_entity():
             ]
         )
     ]
-    found = heat_map(forms, "topic")
+    found = heat_map(read_probes_back(*forms), "topic")
     assert found.forms == [FORMS[0], "role play", "new"]
     assert [name for name, _ in found.rows] == ["Castle", "School"]
     counts = {(cell.entity, cell.form): (cell.adapter, cell.base, cell.count) for cell in found.cells}
@@ -192,9 +195,9 @@ def test_the_map_counts_probes_by_form_and_entity():
 
 
 def test_elsewhere_the_map_reddens_with_what_was_lost():
-    found = heat_map(USUAL, "neighbour")
+    found = heat_map(read_probes_back(*USUAL), "neighbour")
     assert [cell.worse for cell in found.cells] == [0.5]  # one of two that the base knew
-    assert [cell.worse for cell in heat_map(USUAL, "topic").cells] == [1.0, 0.0]
+    assert [cell.worse for cell in heat_map(read_probes_back(*USUAL), "topic").cells] == [1.0, 0.0]
 
 
 def test_labels_stand_beside_their_answers(tmp_path):
@@ -243,7 +246,7 @@ def test_how_it_was_made_can_be_checked(full_run):
     text = page_of(full_run).text
     evaluation = full_run.file("evaluation.json").read_bytes()
     assert hashlib.sha256(evaluation).hexdigest() in text
-    for fact in ("smollm2", "r1", "ab" * 32, "cpu: here", *full_run.manifest["versions"].values()):
+    for fact in ("smollm2", "r1", "ab" * 32, "cpu: here", *full_run.manifest.versions.values()):
         assert fact in text
 
 
@@ -253,12 +256,7 @@ def test_how_it_was_made_can_be_checked(full_run):
 )
 def test_the_command_in_the_report_makes_the_same_settings(tmp_path, preset, changes):
     settings = make_settings(preset, **changes)
-    manifest = {
-        "topic": "Volcanoes; rm -rf ~",
-        "model": {"name": "smollm2"},
-        "settings": settings.model_dump(),
-    }
-    words = shlex.split(making_command(manifest))
+    words = shlex.split(making_command("Volcanoes; rm -rf ~", "smollm2", settings.model_dump()))
     words = [*words[1:], "--dry-run", "--out", str(tmp_path / "run")]
     given = _parser(words).parse_args(words)
     topic, made, model_name, *_ = _make_run(given)
@@ -266,10 +264,10 @@ def test_the_command_in_the_report_makes_the_same_settings(tmp_path, preset, cha
 
 
 def test_settings_of_another_version_do_not_break_the_report(run):
-    run.manifest["settings"]["no_longer_known"] = 3
+    run.manifest.settings["no_longer_known"] = 3
     run.save_manifest()
     assert "no longer known" in report_html(open_run(run.path))
-    assert "no-longer-known" not in making_command(run.manifest)
+    assert "no-longer-known" not in making_command("Harry Potter", "smollm2", run.manifest.settings)
     assert "no_longer_known" not in Settings.model_fields
 
 
@@ -305,10 +303,10 @@ def hostile_run(path):
         {"name": HOSTILE, "group": HOSTILE, "leak": 0.5, "choice": 0.5, "neighbours": 0.5, "control": None}
     ]
     run.file("audit.json").write_text(json.dumps({"rows": rows, "text": HOSTILE}))
-    run.manifest["topic"] = HOSTILE
-    run.manifest["model"] = {"name": HOSTILE, "revision": HOSTILE, "sha256": HOSTILE}
-    run.manifest["device"] = HOSTILE
-    run.file("manifest.json").write_text(json.dumps(run.manifest))
+    run.manifest.topic = HOSTILE
+    run.manifest.model = ModelIdentity(name=HOSTILE, revision=HOSTILE, sha256=HOSTILE)
+    run.manifest.device = HOSTILE
+    run.file("manifest.json").write_text(json.dumps(run.manifest.as_row()))
     return open_run(path)
 
 
@@ -328,7 +326,7 @@ def test_hostile_text_is_shown_as_text(tmp_path, run):
 
 
 def test_hostile_text_in_a_chart_is_data(tmp_path):
-    rows = [{"name": HOSTILE, "leak": 0.5, "neighbours": 0.5}]
+    rows = [AuditRow(name=HOSTILE, leak=0.5, neighbours=0.5)]
     specs = [
         audit_chart(rows),
         pareto_chart([{"name": HOSTILE, "leak": 0.1, "kept": 1.0, "front": True}]),
@@ -337,7 +335,7 @@ def test_hostile_text_in_a_chart_is_data(tmp_path):
         assert printable(HOSTILE) in json.dumps(spec, ensure_ascii=False).encode().decode().replace(
             '\\"', '"'
         )
-    assert change_chart({"base": {}, "adapter": {}}) is None
+    assert change_chart(Metrics(base={}, adapter={})) is None
 
 
 def test_the_terminal_and_json_show_hostile_text_as_text(tmp_path, capsys):

@@ -6,6 +6,7 @@ from tests.helpers import WIZARD, new_run
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.inference.generation import Completion
 from unlearn_mlx.pipeline import run_stages
+from unlearn_mlx.runs.run import save_topic
 from unlearn_mlx.synthetic_data.proposal import _items
 from unlearn_mlx.topics import Topic, checked_name, fold, load_topic, shipped_topic, shipped_topics, slug_of
 
@@ -89,7 +90,7 @@ def test_a_topic_file_comes_back_as_it_was(tmp_path):
         'A "quoted" name', "two\nlines", ["ä", "日本"], ["x = 1", "# no"], {"people": {"O'Neil": ["a.b"]}}
     )
     for topic in (WIZARD, awkward, Topic("Plain")):
-        topic.save(tmp_path / "topic.toml")
+        save_topic(tmp_path / "topic.toml", topic)
         loaded = load_topic(tmp_path / "topic.toml")
         assert (loaded.name, loaded.aliases, loaded.neighbours) == (
             topic.name,
@@ -140,9 +141,9 @@ def test_folding_and_slugs_agree():
 
 
 def test_a_topic_of_which_only_the_name_is_known_is_bare_in_its_file_too(tmp_path):
-    Topic("Zorbing").save(tmp_path / "topic.toml")
+    save_topic(tmp_path / "topic.toml", Topic("Zorbing"))
     assert load_topic(tmp_path / "topic.toml").is_bare
-    Topic("Zorbing", neighbours=["football"]).save(tmp_path / "topic.toml")
+    save_topic(tmp_path / "topic.toml", Topic("Zorbing", neighbours=["football"]))
     assert not load_topic(tmp_path / "topic.toml").is_bare
 
 

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from unlearn_mlx.cli.rendering import STAGE_NAMES
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs.files import read_json
+from unlearn_mlx.evaluation.schema import Metrics, read_metrics
 from unlearn_mlx.runs.run import RUNS, STAGES, Run, open_run, run_path
 from unlearn_mlx.topics import DATA, Topic, load_topic
 
@@ -54,8 +53,7 @@ class Entry:
             return "damaged"
         if self.run is None:
             return "shipped"
-        stages = self.run.manifest["stages"]
-        states = [stages.get(stage, {}).get("state", "waiting") for stage in STAGES]
+        states = [self.run.state_of(stage) or "waiting" for stage in STAGES]
         undone = [stage for stage, state in zip(STAGES, states, strict=True) if state != "done"]
         if not undone:
             return "working" if is_working else "done"
@@ -71,8 +69,8 @@ def run_entry(path: Path) -> Entry:
     try:
         run = open_run(path)
         before, after = _leaks(path / "evaluation.json")
-        return Entry(path, str(run.manifest["topic"]), run.model_name, run, before, after)
-    except (UserError, KeyError, TypeError) as error:
+        return Entry(path, run.manifest.topic, run.model_name, run, before, after)
+    except UserError as error:
         return Entry(path, path.name, "", error=str(error))
 
 
@@ -107,27 +105,24 @@ def free_path(topic_name: str) -> Path:
     return path
 
 
-def metrics_of(entry: Entry) -> dict[str, Any] | None:
+def metrics_of(entry: Entry) -> Metrics | None:
     """An entry's evaluation: with every probe for a run, the metrics alone for a shipped adapter.
 
     Raises:
         UserError: where the file is damaged.
     """
-    for name in ("evaluation.json", "metrics.json"):
-        if (entry.path / name).exists():
-            metrics: dict[str, Any] = read_json(entry.path / name)
-            return metrics
-    return None
+    paths = [entry.path / name for name in ("evaluation.json", "metrics.json")]
+    return next((read_metrics(path) for path in paths if path.exists()), None)
 
 
 def _leaks(path: Path) -> tuple[float | None, float | None]:
     if not path.exists():
         return None, None
     try:
-        metrics = read_json(path)
-        return float(metrics["base"][LEAK]), float(metrics["adapter"][LEAK])
-    except (UserError, KeyError, TypeError, ValueError):
+        metrics = read_metrics(path)
+    except UserError:
         return None, None
+    return metrics.base.get(LEAK), metrics.adapter.get(LEAK)
 
 
 def _changed(folder: Path) -> float:

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from rich.table import Table
 from rich.text import Text
@@ -20,7 +20,7 @@ from tui.section import Section
 from tui.text import one_line, shown
 from unlearn_mlx.cli.rendering import evaluation_table, plain, three_answers
 from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.evaluation.schema import SCOPES
+from unlearn_mlx.evaluation.schema import SCOPES, Evaluation, Metrics, ScoredProbe
 from unlearn_mlx.reporting.transcripts import Cell, HeatMap, heat_map
 from unlearn_mlx.runs.files import read_journal
 from unlearn_mlx.topics import slug_of
@@ -46,7 +46,7 @@ class ResultScreen(Section):
 
     def __init__(self) -> None:
         super().__init__()
-        self._probes: list[dict[str, Any]] = []
+        self._probes: list[ScoredProbe] = []
 
     def body(self) -> ComposeResult:
         """Everything below each other."""
@@ -63,7 +63,7 @@ class ResultScreen(Section):
     @work(exclusive=True, group="read")
     async def _read(self) -> None:
         entry = self.entry
-        metrics: dict[str, Any] | None = None
+        metrics: Metrics | None = None
         told = "Open a run on Home."
         if entry is not None:
             try:
@@ -78,16 +78,13 @@ class ResultScreen(Section):
         if metrics is None or entry is None:
             table.update(shown(told))
             return
-        try:
-            table.update(evaluation_table(metrics))
-            if metrics.get("probes"):
-                self._probes = metrics["probes"]
-                self._draw_maps()
-                said.update(Content.assemble(_said(metrics), _marked(entry.path)))
-            else:
-                said.update(self._hint(entry))
-        except (KeyError, TypeError, ValueError, IndexError):
-            table.update(shown(f"{entry.path}: the evaluation is damaged; evaluate it again"))
+        table.update(evaluation_table(metrics))
+        if isinstance(metrics, Evaluation):
+            self._probes = metrics.probes
+            self._draw_maps()
+            said.update(Content.assemble(_said(metrics), _marked(entry.path)))
+        else:
+            said.update(self._hint(entry))
 
     def on_resize(self) -> None:
         """The maps take the room that there is."""
@@ -168,7 +165,7 @@ def _report_of(entry: Entry) -> Path:
     return write_report(entry.run)
 
 
-def _maps(probes: list[dict[str, Any]], width: int) -> Table:
+def _maps(probes: list[ScoredProbe], width: int) -> Table:
     """A map for each scope; forms that have no room beside the others come below them."""
     at_once = max(1, (width - ENTITY_WIDTH - BETWEEN) // (CELL_WIDTH + BETWEEN))
     grid = Table.grid(padding=(0, 0))
@@ -200,9 +197,9 @@ def _cell(cell: Cell | None) -> Text:
     return Text(f"{shade}{shade} {cell.base}→{cell.adapter}/{cell.count}", "bold" if cell.worse else "")
 
 
-def _said(metrics: dict[str, Any]) -> Content:
+def _said(evaluation: Evaluation) -> Content:
     parts = []
-    for question, base, adapter in three_answers(metrics):
+    for question, base, adapter in three_answers(evaluation):
         parts += [
             shown(f"\n{one_line(question)}\n", "bold"),
             shown(f"  base:    {one_line(base)}\n  adapter: {one_line(adapter)}\n"),

@@ -1,17 +1,16 @@
 """How well did it work: metrics, heat-map with transcripts, training curves and audit of an adapter."""
 
-from typing import Any
-
 import altair as alt
 import streamlit as st
 
 from demo.choices import Choice, chosen
 from demo.text import label, pieces_html, shade, show_chart, table_html
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.evaluation.schema import SCOPES, verdict_sentences
+from unlearn_mlx.evaluation.schema import SCOPES, Audit, Evaluation, Metrics, ScoredProbe, verdict_sentences
 from unlearn_mlx.reporting.charts import THEMES, audit_chart, change_chart, character_chart, training_charts
 from unlearn_mlx.reporting.report import table_rows, verdict_words
 from unlearn_mlx.reporting.transcripts import Answer, Cell, HeatMap, Transcript, heat_map, printable
+from unlearn_mlx.runs.records import Event
 
 CELL = "cell"  # the name of the heat-map's selection
 CELL_WIDTH, CELL_HEIGHT = 62, 30  # pixels
@@ -35,8 +34,8 @@ def show() -> None:
         return
     show_verdict(choice, metrics)
     show_metrics(metrics)
-    if "probes" in metrics:
-        show_heat_map(metrics["probes"])
+    if isinstance(metrics, Evaluation):
+        show_heat_map(metrics.probes)
     else:
         st.info(
             "Only the metrics of this adapter are here, not the answers to each question: "
@@ -47,10 +46,12 @@ def show() -> None:
     show_audit(audit)
 
 
-def show_verdict(choice: Choice, metrics: dict[str, Any]) -> None:
+def show_verdict(choice: Choice, metrics: Metrics) -> None:
     """What the evaluation calls the adapter, in sentences, and what it cannot know."""
-    is_whole = "probes" in metrics
-    sentences = verdict_words(metrics, choice.topic.name) if is_whole else verdict_sentences(metrics)
+    if isinstance(metrics, Evaluation):
+        sentences = verdict_words(metrics, choice.topic.name)
+    else:
+        sentences = verdict_sentences(metrics)
     if sentences:
         with st.container(border=True):
             st.markdown(f"**{label(sentences[0])}**")
@@ -61,7 +62,7 @@ def show_verdict(choice: Choice, metrics: dict[str, Any]) -> None:
     )
 
 
-def show_metrics(metrics: dict[str, Any]) -> None:
+def show_metrics(metrics: Metrics) -> None:
     """The table of before and after, and its charts."""
     st.markdown("#### Before and after")
     st.caption("On questions that training never saw. In brackets: 95 % intervals, in percentage points.")
@@ -83,9 +84,9 @@ def show_metrics(metrics: dict[str, Any]) -> None:
         show_chart(chart)
 
 
-def show_heat_map(probes: list[dict[str, Any]]) -> None:
+def show_heat_map(probes: list[ScoredProbe]) -> None:
     """What shows in each form of question on each entity; a click shows what was said."""
-    scopes = [scope for scope in SCOPES if any(probe["scope"] == scope for probe in probes)]
+    scopes = [scope for scope in SCOPES if any(probe.scope == scope for probe in probes)]
     if not scopes:
         return
     st.markdown("#### Where it shows")
@@ -195,7 +196,7 @@ def show_answers(answers: list[Answer]) -> None:
         st.html(pieces_html(answer.pieces))
 
 
-def show_training(events: list[dict[str, Any]]) -> None:
+def show_training(events: list[Event]) -> None:
     """The curves of training, where its progress was kept."""
     charts = training_charts(events)
     if charts:
@@ -206,18 +207,18 @@ def show_training(events: list[dict[str, Any]]) -> None:
         show_chart(chart)
 
 
-def show_audit(audit: dict[str, Any] | None) -> None:
+def show_audit(audit: Audit | None) -> None:
     """What was tried on the adapter, and what came back."""
     st.markdown("#### Does it last?")
     if not audit:
         st.info("Not tried yet: `unlearn audit` rounds the adapter, trains it on, and says what comes back.")
         return
-    st.text(printable(str(audit["text"])))
-    if chart := audit_chart(audit["rows"]):
+    st.text(printable(audit.text))
+    if chart := audit_chart(audit.rows):
         show_chart(chart)
     rows = [
-        (str(row["name"]), *("–" if row.get(key) is None else f"{row[key]:.0%}" for key in AUDITED))
-        for row in audit["rows"]
+        (row.name, *("–" if (share := row.share(key)) is None else f"{share:.0%}" for key in AUDITED))
+        for row in audit.rows
     ]
     st.html(table_html(("tried", *AUDITED.values()), rows))
 

@@ -1,7 +1,6 @@
 """Make one: start a small run and watch it. It goes on when the page is reloaded or closed."""
 
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 
@@ -13,6 +12,7 @@ from unlearn_mlx.config import PRESETS
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.models.registry import NAMED_MODELS
 from unlearn_mlx.reporting.charts import training_charts
+from unlearn_mlx.runs.records import Event, MessageEvent, ProgressEvent
 from unlearn_mlx.runs.run import RUNS, STAGES, Run, open_run
 from unlearn_mlx.topics import LONGEST_NAME
 
@@ -98,7 +98,7 @@ def show_run(run: Run) -> None:
             st.caption("It was started by another program: stop it there.")
         elif st.button("Resume", icon=":material/play_arrow:"):
             try:
-                children().start(str(run.manifest["topic"]), run.path, options_of(run))
+                children().start(run.manifest.topic, run.path, options_of(run))
                 st.rerun()
             except UserError as error:
                 st.error(label(str(error)), icon=":material/error:")
@@ -116,38 +116,39 @@ def show_progress(run: Run, working: bool) -> None:
         st.rerun()
     events = run.events()
     for stage in STAGES:
-        state = run.manifest["stages"].get(stage, {}).get("state", "to come")
+        state = run.state_of(stage) or "to come"
         state = "stopped" if state == "running" and not working else state
         st.markdown(
             f"{SYMBOLS.get(state, ':material/radio_button_unchecked:')} **{STAGE_NAMES[stage]}**: {state}"
         )
-        own = [event for event in events if event.get("stage") == stage]
+        own = [event for event in events if event.stage == stage]
         show_stage(own, state == "running")
     for title, chart in training_charts(events):
         st.caption(title)
         show_chart(chart)
 
 
-def show_stage(events: list[dict[str, Any]], is_running: bool) -> None:
+def show_stage(events: list[Event], is_running: bool) -> None:
     """How far each part of a stage is; of one that runs also the last samples or message."""
-    progress = {event["unit"]: event for event in events if event.get("kind") == "progress"}
+    progress = {event.unit: event for event in events if isinstance(event, ProgressEvent)}
     if not is_running:
         if progress:
-            parts = [f"{event['done']} of {event['total']} {unit}" for unit, event in progress.items()]
+            parts = [f"{event.done} of {event.total} {unit}" for unit, event in progress.items()]
             st.caption(label(", ".join(parts)))
         return
     for unit, event in progress.items():
-        share = event["done"] / max(1, event["total"])
-        st.progress(min(1.0, share), label(f"{event['done']} of {event['total']} {unit}"))
-    messages = [event for event in events if event.get("kind") == "message"]
+        share = event.done / max(1, event.total)
+        st.progress(min(1.0, share), label(f"{event.done} of {event.total} {unit}"))
+    messages = [event.text for event in events if isinstance(event, MessageEvent)]
     if messages and not progress:
-        st.caption(label(str(messages[-1].get("text", ""))))
-    newest = max(progress.values(), key=lambda event: event["time"], default={})
-    for sample in newest.get("samples", [])[:3]:
-        if isinstance(sample, dict):
-            verdict = f"rejected: {sample['reason']}" if sample.get("reason") else "accepted"
-            sample = f"{sample['question']} → {sample['answer']} ({verdict})"
-        st.html(text_html(str(sample)))
+        st.caption(label(messages[-1]))
+    newest = max(progress.values(), key=lambda event: event.time, default=None)
+    for sample in newest.samples[:3] if newest else []:
+        if isinstance(sample, str):
+            st.html(text_html(sample))
+        else:
+            verdict = f"rejected: {sample.reason}" if sample.reason else "accepted"
+            st.html(text_html(f"{sample.question} → {sample.answer} ({verdict})"))
 
 
 show()

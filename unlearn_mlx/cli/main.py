@@ -223,7 +223,6 @@ def _planned(model_name: str, settings: Any, device: Any) -> list[str]:
 
 def _stage(given: argparse.Namespace) -> int:
     from unlearn_mlx.pipeline import reset_from
-    from unlearn_mlx.runs.files import read_json
     from unlearn_mlx.runs.run import AFTER, STAGES, find_run
 
     stage = given.stage
@@ -246,8 +245,10 @@ def _stage(given: argparse.Namespace) -> int:
         return _hold_gates(run.path, gates)
     if stage == "audit":
         from unlearn_mlx.cli.rendering import show_audit
+        from unlearn_mlx.evaluation.schema import read_audit
 
-        show_audit(read_json(run.file("audit.json")))
+        if audit := read_audit(run.path):
+            show_audit(audit)
         return 0
     later = STAGES[STAGES.index(stage) + 1]
     _say(f'In {run.path}. Next: unlearn {later} "{run.path}"')
@@ -257,7 +258,9 @@ def _stage(given: argparse.Namespace) -> int:
 def _hold_gates(path: Path, gates: Sequence[Gate]) -> int:
     from unlearn_mlx.evaluation.schema import read_evaluation
 
-    evaluation = read_evaluation(path) if gates else {}
+    if not gates:
+        return 0
+    evaluation = read_evaluation(path)
     held = []
     for gate in gates:
         value = gate_value(evaluation, gate.name)
@@ -312,7 +315,7 @@ def _show_run(path: Path, next_command: str = "", as_json: bool = False) -> int:
 
     evaluation = read_evaluation(path)
     if as_json:
-        print(to_json(evaluation))
+        print(to_json(evaluation.as_row()))
         return 0
     show_result(evaluation)
     _say(f"\nEverything lies in {path} (the adapter in {path / 'adapter'}).")
@@ -336,7 +339,7 @@ def _runs(given: argparse.Namespace) -> int:
     for run in all_runs():
         done = [stage for stage in STAGES if run.stage_is_done(stage)]
         rows.append(
-            {"path": str(run.path), "topic": run.manifest["topic"], "model": run.model_name, "done": done}
+            {"path": str(run.path), "topic": run.manifest.topic, "model": run.model_name, "done": done}
         )
     if given.json:
         print(as_json(rows))

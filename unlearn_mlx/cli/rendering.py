@@ -14,6 +14,9 @@ from rich.text import Text
 from unlearn_mlx.evaluation.schema import (
     AUDIT_COLUMNS,
     METRICS,
+    Audit,
+    Evaluation,
+    Metrics,
     change_written,
     verdict_sentences,
     with_interval,
@@ -140,36 +143,37 @@ class EventView:
                 self.console.print(plain(f"    {sample}"), style="dim")
 
 
-def evaluation_table(evaluation: dict[str, Any], width: int = 80) -> Table:
+def evaluation_table(metrics: Metrics, width: int = 80) -> Table:
     """Base against adapter, with 95 % intervals where the evaluation has them.
 
     The interval of the change too, where a line has the ``width`` for it in characters.
     """
     table = Table(title=None, show_edge=False)
     table.add_column("")
-    has_change = bool(evaluation.get("intervals")) and width >= WIDTH_FOR_CHANGE
+    has_change = bool(metrics.intervals) and width >= WIDTH_FOR_CHANGE
     for name in ("base", "adapter", "change") if has_change else ("base", "adapter"):
         table.add_column(name, justify="right")
     table.add_column("wanted")
     for key, name, less in METRICS:
-        if key in evaluation["base"] and key in evaluation["adapter"]:
-            values = [with_interval(evaluation, key, whose) for whose in ("base", "adapter")]
-            values += [change_written(evaluation, key)] if has_change else []
+        if key in metrics.base and key in metrics.adapter:
+            values = [with_interval(metrics, key, whose) for whose in ("base", "adapter")]
+            values += [change_written(metrics, key)] if has_change else []
             table.add_row(name, *map(plain, values), "low" if less else "kept")
-    if evaluation.get("intervals"):
+    if metrics.intervals:
         table.caption = "in brackets: 95 % intervals" + ("; change in points" if has_change else "")
     return table
 
 
-def three_answers(evaluation: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
+def three_answers(evaluation: Evaluation) -> Iterable[tuple[str, str, str]]:
     """Three questions on the topic, with what base and adapter answer: first those the base knew."""
-    probes = [p for p in evaluation["probes"] if p["scope"] == "topic" and p["base"].get("answers")]
-    probes.sort(key=lambda p: (p["kind"] != "open", not p["base"]["leaks"][0]))
+    answered = [p for p in evaluation.probes if p.base.answers and p.adapter.answers]
+    probes = [probe for probe in answered if probe.scope == "topic"]
+    probes.sort(key=lambda p: (p.kind != "open", not p.base.leaks[0]))
     for probe in probes[:3]:
-        yield probe["question"], probe["base"]["answers"][0], probe["adapter"]["answers"][0]
+        yield probe.question, probe.base.answers[0], probe.adapter.answers[0]
 
 
-def show_result(evaluation: dict[str, Any], stream: TextIO | None = None) -> None:
+def show_result(evaluation: Evaluation, stream: TextIO | None = None) -> None:
     """The table and three questions answered by both."""
     console = Console(file=stream, highlight=False)
     console.print(evaluation_table(evaluation, console.width))
@@ -182,14 +186,14 @@ def show_result(evaluation: dict[str, Any], stream: TextIO | None = None) -> Non
         console.print(Text.assemble("  adapter: ", plain(" ".join(adapter.split()))))
 
 
-def show_audit(audit: dict[str, Any], stream: TextIO | None = None) -> None:
+def show_audit(audit: Audit, stream: TextIO | None = None) -> None:
     """What was tried on the adapter, and how the model did after each."""
     table = Table(title=None, show_edge=False)
     for heading in ("tried", *AUDIT_COLUMNS.values()):
         table.add_column(heading, justify="left" if heading == "tried" else "right")
-    for row in audit["rows"]:
-        shares = [row.get(name) for name in AUDIT_COLUMNS]
-        table.add_row(plain(str(row["name"])), *("" if share is None else f"{share:.0%}" for share in shares))
+    for row in audit.rows:
+        shares = [row.share(column) for column in AUDIT_COLUMNS]
+        table.add_row(plain(row.name), *("" if share is None else f"{share:.0%}" for share in shares))
     console = Console(file=stream, highlight=False)
     console.print(table)
-    console.print(plain(str(audit["text"])), style="bold")
+    console.print(plain(audit.text), style="bold")

@@ -4,10 +4,12 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.evaluation.schema import kept
+
+if TYPE_CHECKING:
+    from unlearn_mlx.evaluation.schema import Evaluation
 
 # What can be gated: name, metric of the adapter or scope of which to count what is kept, and meaning.
 GATED = {
@@ -70,20 +72,22 @@ def parse_gates(text: str) -> list[Gate]:
     return gates
 
 
-def gate_value(evaluation: dict[str, Any], name: str) -> float:
+def gate_value(evaluation: "Evaluation", name: str) -> float:
     """The value that a gate is held against.
 
     Raises:
         UserError: where the evaluation does not have it.
     """
-    where = GATED[name][0]
-    value = evaluation["adapter"].get(where) if "/" in where else kept(evaluation, where)
+    value = _value(evaluation, name)
     if value is None:
-        have = [other for other in GATED if _has(evaluation, other)]
+        have = [other for other in GATED if _value(evaluation, other) is not None]
         raise UserError(f"--gate: this evaluation has no metric for '{name}': it has {', '.join(have)}")
-    return float(value)
+    return value
 
 
-def _has(evaluation: dict[str, Any], name: str) -> bool:
+def _value(evaluation: "Evaluation", name: str) -> float | None:
+    # The command reads what can be gated for its help, which is not to wait for the evaluation's types.
+    from unlearn_mlx.evaluation.schema import kept
+
     where = GATED[name][0]
-    return where in evaluation["adapter"] if "/" in where else kept(evaluation, where) is not None
+    return evaluation.adapter.get(where) if "/" in where else kept(evaluation, where)

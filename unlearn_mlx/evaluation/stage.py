@@ -21,14 +21,17 @@ from unlearn_mlx.evaluation.probes import (
     has_written_probes,
     probe_files,
     read_probes,
+    row_of,
     write_row,
 )
+from unlearn_mlx.evaluation.schema import Evaluation, KnownResults, NearestTraining
 from unlearn_mlx.evaluation.scoring import ANSWER_TOKENS, BLOCK, score_probes
 from unlearn_mlx.evaluation.side_effects import compare_neutral
 from unlearn_mlx.evaluation.verdict import verdict
 from unlearn_mlx.inference.adapters import WEIGHTS, load_adapter
 from unlearn_mlx.inference.chat_model import ChatModel
-from unlearn_mlx.runs.files import read_json, read_rows, sha256_of, write_json, write_rows
+from unlearn_mlx.runs.files import sha256_of, write_json, write_rows
+from unlearn_mlx.runs.records import Question, checked, read_record, read_records
 from unlearn_mlx.runs.run import Run, Work
 from unlearn_mlx.text.similarity import NEAR_DUPLICATE, Nearness
 
@@ -97,36 +100,39 @@ def evaluate(model: ChatModel, work: Work) -> None:
     label_answers(knowledge, probes, changed, base)
     before = {**metric_values(probes, base, topic), **base_neutral}
     after = {**metric_values(probes, changed, topic), **changed_neutral}
-    evaluation = {
-        "model": run.manifest["model"],
+    values = {
+        "model": run.manifest.model,
         "samples": settings.samples,
         "base": {**means(before), **membership.get("base", {})},
         "adapter": {**means(after), **membership.get("adapter", {})},
         "intervals": {name: compare(before[name], after[name], settings.seed) for name in before},
         "nearest_training_question": nearness(probes, run),
         "probes": [
-            {**asdict(probe), "base": base[probe.id], "adapter": changed[probe.id]} for probe in probes
+            {**row_of(probe), "base": base[probe.id], "adapter": changed[probe.id]} for probe in probes
         ],
     }
-    evaluation["verdict"] = asdict(verdict(evaluation))
-    write_json(run.file("evaluation.json"), evaluation)
+    # Weights that diverged in training give answers that cannot be measured.
+    where = f"{run.path}: the adapter cannot be measured"
+    evaluation = checked(Evaluation, values, where, "train it again with a lower --learning-rate")
+    evaluation.verdict = verdict(evaluation)
+    write_json(run.file("evaluation.json"), evaluation.as_row())
     journal.unlink(missing_ok=True)
 
 
-def nearness(probes: Sequence[Probe], run: Run) -> dict[str, Any]:
+def nearness(probes: Sequence[Probe], run: Run) -> NearestTraining:
     """The probe that is nearest to a training question, 0 to 100, and how many reach the limit."""
-    rows = [row for name in ("questions", "retain_questions") for row in read_rows(run.file(f"{name}.jsonl"))]
-    trained = Nearness(row["question"] for row in rows)
+    files = [run.file(f"{name}.jsonl") for name in ("questions", "retain_questions")]
+    trained = Nearness(row.question for path in files for row in read_records(path, Question))
     found = [(*trained.nearest(probe.question), probe.question) for probe in probes]
     similarity, question, probe = max(found, default=(0.0, "", ""))
-    return {
-        "similarity": round(similarity, 1),
-        "probe": probe,
-        "question": question,
-        "limit": NEAR_DUPLICATE,
-        "near": sum(entry[0] >= NEAR_DUPLICATE for entry in found),
-        "probes": len(found),
-    }
+    return NearestTraining(
+        similarity=round(similarity, 1),
+        probe=probe,
+        question=question,
+        limit=NEAR_DUPLICATE,
+        near=sum(entry[0] >= NEAR_DUPLICATE for entry in found),
+        probes=len(found),
+    )
 
 
 def _journal(run: Run, probes: Sequence[Probe]) -> Path:
@@ -159,7 +165,7 @@ def _base_results(
             *map(asdict, chosen),
         ]
         path = cache_folder() / "base-evaluations" / f"{_digest(content)}.json"
-        known: Results = read_json(path) if path.exists() else {}
+        known = _cached(path)
         if known.keys() != {probe.id for probe in chosen}:
             known = score_probes(
                 model,
@@ -175,6 +181,15 @@ def _base_results(
         results |= known
     progress(len(probes), len(probes), "probes")
     return results
+
+
+def _cached(path: Path) -> Results:
+    """A base's results in the cache; none where the file is damaged: they are measured again."""
+    try:
+        found = read_record(path, KnownResults).root if path.exists() else {}
+    except UserError:
+        return {}
+    return {id: outcome.as_row() for id, outcome in found.items()}
 
 
 def _digest(content: list[Any]) -> str:

@@ -1,7 +1,6 @@
 """What an adapter is, in words: whether it forgets, or only looks as if it did."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from unlearn_mlx.evaluation.schema import Metrics, Verdict
 
 FORGETS = "forgets"
 PARTLY = "forgets partly"
@@ -35,23 +34,13 @@ _CHANCE = {"topic/choice": 0.25}
 _SCOPES = {"topic": "the topic", "neighbour": "its neighbours", "general": "everything else"}
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One of the names above, the reason for it, and what else must be said."""
-
-    name: str
-    reason: str
-    notes: list[str] = field(default_factory=list)
+def verdict(metrics: Metrics) -> Verdict:
+    """Judge an evaluation by its metrics. A fake is called one before it is praised."""
+    name, reason = _name(metrics, metrics.base, metrics.adapter)
+    return Verdict(name=name, reason=reason, notes=_notes(metrics.base, metrics.adapter))
 
 
-def verdict(evaluation: dict[str, Any]) -> Verdict:
-    """Judge an evaluation as it lies in evaluation.json. A fake is called one before it is praised."""
-    base, adapter = evaluation["base"], evaluation["adapter"]
-    name, reason = _name(evaluation, base, adapter)
-    return Verdict(name, reason, _notes(base, adapter))
-
-
-def _name(evaluation: dict[str, Any], base: dict[str, float], adapter: dict[str, float]) -> tuple[str, str]:
+def _name(metrics: Metrics, base: dict[str, float], adapter: dict[str, float]) -> tuple[str, str]:
     left = {key: share for key in _LEAKS if (share := _left(base, adapter, key)) is not None}
     if adapter.get("neutral/raw divergence", 1.0) < UNCHANGED_WEIGHTS:
         if any(share <= HALF_FORGOTTEN for share in left.values()):
@@ -62,8 +51,8 @@ def _name(evaluation: dict[str, Any], base: dict[str, float], adapter: dict[str,
     declined = _declined(adapter, "topic") - _declined(base, "topic")
     if declined >= MOSTLY:
         return REFUSES, f"{declined:.0%} more of the answers on the topic decline instead of telling anything"
-    nearest = evaluation["nearest_training_question"]
-    near = nearest["near"] / max(1, nearest["probes"])
+    nearest = metrics.nearest_training_question
+    near = (nearest.near or 0) / max(1, nearest.probes) if nearest else 0.0
     if near >= NEAR_PROBES:
         return ON_PROBES, f"{near:.0%} of the probes are near a question that was trained on"
     if not left:

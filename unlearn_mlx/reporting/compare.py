@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.evaluation.schema import METRICS, kept, read_evaluation, with_interval
+from unlearn_mlx.evaluation.schema import METRICS, Evaluation, kept, read_evaluation, with_interval
 from unlearn_mlx.reporting.charts import pareto_chart
 from unlearn_mlx.reporting.page import render
 from unlearn_mlx.runs.run import Run
@@ -23,7 +23,7 @@ class Compared:
     leak: float
     kept: float
     on_front: bool
-    evaluation: dict[str, Any]
+    evaluation: Evaluation
 
 
 def compare(runs: Iterable[Run]) -> list[Compared]:
@@ -35,15 +35,15 @@ def compare(runs: Iterable[Run]) -> list[Compared]:
     read = []
     for run in runs:
         evaluation = read_evaluation(run.path)
-        leak = evaluation["adapter"].get("topic/open leak")
+        leak = evaluation.adapter.get("topic/open leak")
         share = kept(evaluation, "neighbour")
-        if leak is None or share is None:
+        if leak is None or share is None or "topic/open leak" not in evaluation.base:
             raise UserError(f"{run.path} has no probes on topic and neighbours: leave it out")
-        read.append((run, evaluation, float(leak), share))
+        read.append((run, evaluation, leak, share))
     front = pareto_front([(leak, share) for _, _, leak, share in read])
     names = _short_names([run for run, *_ in read])
     return [
-        Compared(name, run.manifest["topic"], run.model_name, leak, share, is_best, evaluation)
+        Compared(name, run.manifest.topic, run.model_name, leak, share, is_best, evaluation)
         for name, (run, evaluation, leak, share), is_best in zip(names, read, front, strict=True)
     ]
 
@@ -58,7 +58,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 def same_questions(compared: Sequence[Compared]) -> bool:
     """Whether all runs were asked the same."""
-    return len({tuple(sorted(p["id"] for p in run.evaluation["probes"])) for run in compared}) == 1
+    return len({tuple(sorted(probe.id for probe in run.evaluation.probes)) for run in compared}) == 1
 
 
 def table(compared: Sequence[Compared]) -> list[tuple[str, list[str]]]:
@@ -69,13 +69,13 @@ def table(compared: Sequence[Compared]) -> list[tuple[str, list[str]]]:
         ("topic: leaks, with the base alone", [f"{_base_leak(run):.0%}" for run in compared]),
     ]
     for key, name, _ in METRICS:
-        if any(key in run.evaluation["adapter"] for run in compared):
+        if any(key in run.evaluation.adapter for run in compared):
             rows.append(
                 (
                     name,
                     [
                         with_interval(run.evaluation, key, "adapter")
-                        if key in run.evaluation["adapter"]
+                        if key in run.evaluation.adapter
                         else "–"
                         for run in compared
                     ],
@@ -136,15 +136,15 @@ def as_rows(compared: Sequence[Compared]) -> list[dict[str, Any]]:
             "leak": run.leak,
             "kept": run.kept,
             "on_front": run.on_front,
-            "base": run.evaluation["base"],
-            "adapter": run.evaluation["adapter"],
+            "base": run.evaluation.base,
+            "adapter": run.evaluation.adapter,
         }
         for run in compared
     ]
 
 
 def _base_leak(run: Compared) -> float:
-    return float(run.evaluation["base"]["topic/open leak"])
+    return run.evaluation.base["topic/open leak"]
 
 
 def _short_names(runs: Sequence[Run]) -> list[str]:

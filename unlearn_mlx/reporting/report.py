@@ -1,6 +1,7 @@
 """report.html: what a run did to its model, in one file that opens offline."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from unlearn_mlx.evaluation.schema import (
     AUDIT_COLUMNS,
     METRICS,
     SCOPES,
+    Evaluation,
+    Metrics,
     change_written,
     kept,
+    read_audit,
     read_evaluation,
     verdict_sentences,
     with_interval,
@@ -20,7 +24,7 @@ from unlearn_mlx.evaluation.schema import (
 from unlearn_mlx.reporting.charts import Spec, audit_chart, change_chart, character_chart, training_charts
 from unlearn_mlx.reporting.page import render
 from unlearn_mlx.reporting.transcripts import HeatMap, heat_map
-from unlearn_mlx.runs.files import read_json, sha256_of, write_atomically
+from unlearn_mlx.runs.files import sha256_of, write_atomically
 from unlearn_mlx.runs.run import Run
 
 # What a result is made of, for anybody to check that two runs are the same.
@@ -69,22 +73,22 @@ def report_html(run: Run) -> str:
         UserError: where the run is not evaluated yet.
     """
     evaluation = read_evaluation(run.path)
-    audit = read_json(run.file("audit.json")) if run.file("audit.json").exists() else None
+    audit = read_audit(run.path)
     training = training_charts(run.events())
     charts: dict[str, Spec | None] = {
         "change": change_chart(evaluation),
         "character": character_chart(evaluation),
         **{f"training-{number}": spec for number, (_, spec) in enumerate(training)},
-        "audit": audit_chart(audit["rows"]) if audit else None,
+        "audit": audit_chart(audit.rows) if audit else None,
     }
     main, others = table_rows(evaluation)
     judgements = read_judgements(run.file("judgements.jsonl"))
     return render(
         "report.html",
         {name: spec for name, spec in charts.items() if spec},
-        topic=str(run.manifest["topic"]),
+        topic=run.manifest.topic,
         evaluation=evaluation,
-        verdict=verdict_words(evaluation, str(run.manifest["topic"])),
+        verdict=verdict_words(evaluation, run.manifest.topic),
         rows=main,
         other_rows=others,
         maps=_maps(evaluation),
@@ -92,50 +96,50 @@ def report_html(run: Run) -> str:
         audit=audit,
         audit_columns=AUDIT_COLUMNS,
         membership=[
-            (key.removeprefix(MEMBERSHIP), evaluation["base"][key], evaluation["adapter"][key])
+            (key.removeprefix(MEMBERSHIP), evaluation.base[key], evaluation.adapter[key])
             for key in _in_both(evaluation)
             if key.startswith(MEMBERSHIP)
         ],
         agreements=agreements(evaluation, judgements) if judgements else [],
-        model=run.manifest["model"],
-        made={"device": run.manifest.get("device", ""), **run.manifest.get("versions", {})},
-        settings=run.manifest["settings"],
-        command=making_command(run.manifest),
+        model=run.manifest.model,
+        made={"device": run.manifest.device, **run.manifest.versions},
+        settings=run.manifest.settings,
+        command=making_command(run.manifest.topic, run.model_name, run.manifest.settings),
         hashes={name: sha256_of(run.file(name)) for name in HASHED if run.file(name).exists()},
     )
 
 
-def table_rows(evaluation: dict[str, Any]) -> tuple[list[TableRow], list[TableRow]]:
+def table_rows(metrics: Metrics) -> tuple[list[TableRow], list[TableRow]]:
     """The metrics that matter most, and every other one, with their 95 % intervals."""
     known = {key: (name, "low" if less else "kept") for key, name, less in METRICS}
-    there = _in_both(evaluation)
+    there = _in_both(metrics)
     others = [key for key in there if key not in known and not key.startswith(MEMBERSHIP)]
     return (
-        [_row(evaluation, key, *known[key]) for key in known if key in there],
-        [_row(evaluation, key, key.replace("/", ": "), "") for key in others],
+        [_row(metrics, key, *known[key]) for key in known if key in there],
+        [_row(metrics, key, key.replace("/", ": "), "") for key in others],
     )
 
 
-def _in_both(evaluation: dict[str, Any]) -> list[str]:
-    return [key for key in evaluation["base"] if key in evaluation["adapter"]]
+def _in_both(metrics: Metrics) -> list[str]:
+    return [key for key in metrics.base if key in metrics.adapter]
 
 
-def _row(evaluation: dict[str, Any], key: str, name: str, wanted: str) -> TableRow:
+def _row(metrics: Metrics, key: str, name: str, wanted: str) -> TableRow:
     return TableRow(
         name,
-        with_interval(evaluation, key, "base"),
-        with_interval(evaluation, key, "adapter"),
-        change_written(evaluation, key),
+        with_interval(metrics, key, "base"),
+        with_interval(metrics, key, "adapter"),
+        change_written(metrics, key),
         wanted,
     )
 
 
-def verdict_words(evaluation: dict[str, Any], topic: str) -> list[str]:
+def verdict_words(evaluation: Evaluation, topic: str) -> list[str]:
     """The result in sentences: the evaluation's own verdict, where it has one, comes first."""
-    base, adapter = evaluation["base"], evaluation["adapter"]
+    base, adapter = evaluation.base, evaluation.adapter
     sentences = verdict_sentences(evaluation)
     if "topic/open leak" in base and "topic/open leak" in adapter:
-        draws = evaluation.get("samples", 0) + 1
+        draws = evaluation.samples + 1
         tries = f"in any of {draws} answers" if draws > 1 else "in the answer"
         sentences.append(
             f"Of the open questions about {topic}, {base['topic/open leak']:.0%} drew out what the base "
@@ -155,14 +159,13 @@ def verdict_words(evaluation: dict[str, Any], topic: str) -> list[str]:
     return sentences
 
 
-def _maps(evaluation: dict[str, Any]) -> list[tuple[str, HeatMap]]:
-    maps = [(name, heat_map(evaluation["probes"], scope)) for scope, name in SCOPES.items()]
+def _maps(evaluation: Evaluation) -> list[tuple[str, HeatMap]]:
+    maps = [(name, heat_map(evaluation.probes, scope)) for scope, name in SCOPES.items()]
     return [(name, map) for name, map in maps if map.rows]
 
 
-def making_command(manifest: dict[str, Any]) -> str:
-    """The command that makes the run again: preset and settings in as few words as it takes."""
-    settings = manifest["settings"]
+def making_command(topic: str, model_name: str, settings: Mapping[str, Any]) -> str:
+    """The command that makes a run again: preset and settings in as few words as it takes."""
     options = {
         preset: [
             f"--{key.replace('_', '-')} {value}"
@@ -172,7 +175,7 @@ def making_command(manifest: dict[str, Any]) -> str:
         for preset in PRESETS
     }
     preset = min(PRESETS, key=lambda preset: (len(options[preset]), preset != "standard"))
-    words = ["unlearn run", shlex.quote(manifest["topic"]), "--model", shlex.quote(manifest["model"]["name"])]
+    words = ["unlearn run", shlex.quote(topic), "--model", shlex.quote(model_name)]
     if preset != "standard":
         words += ["--preset", preset]
     return " ".join(words + options[preset])

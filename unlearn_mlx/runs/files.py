@@ -4,13 +4,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 
 NO_SPACE = 28  # errno.ENOSPC, the same number on Linux and macOS
+DEEPEST = 64  # lists and objects inside each other; what goes deeper could not be written again
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -41,7 +42,35 @@ def disk_error(path: Path, error: OSError) -> EnvironmentCannot:
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` atomically as indented JSON."""
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(path, encoded(json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
+
+
+def encoded(text: str) -> bytes:
+    """JSON text as UTF-8; half a surrogate pair, which UTF-8 cannot hold, becomes JSON's own escape."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def parsed(text: str) -> Any:
+    """The value in a JSON text.
+
+    Raises:
+        ValueError: where it is none, or nested deeper than ``DEEPEST``.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            child
+            for each in level
+            if isinstance(each, dict | list)
+            for child in (each.values() if isinstance(each, dict) else each)
+        ]
+    if level:
+        raise ValueError("nested too deeply")
+    return value
 
 
 def read_json(path: Path) -> Any:
@@ -51,14 +80,14 @@ def read_json(path: Path) -> Any:
         UserError: where the file is missing or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {_one_line(error)}; restore or delete it") from error
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write JSON lines atomically."""
-    write_atomically(path, "".join(_line(row) for row in rows))
+    write_atomically(path, encoded("".join(_line(row) for row in rows)))
 
 
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -68,20 +97,19 @@ def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             # A write that was cut off left a line without its end: it must not swallow the next one.
             if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
                 file.write(b"\n")
-            file.write("".join(_line(row) for row in rows).encode())
+            file.write(encoded("".join(_line(row) for row in rows)))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise disk_error(path, error) from error
 
 
-def read_rows(path: Path, required: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """All rows of a JSON-lines file.
+def numbered_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """The value on each line of a JSON-lines file that is not blank, with the line's number.
 
     Raises:
-        UserError: naming the line that is no JSON object or lacks a ``required`` field.
+        UserError: naming the line that is no JSON.
     """
-    rows = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -90,28 +118,50 @@ def read_rows(path: Path, required: Iterable[str] = ()) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            yield number, parsed(line)
         except ValueError as error:
             raise UserError(f"{path}, line {number}: not JSON ({error}); mend or delete the line") from None
-        missing = [field for field in required if not isinstance(row, dict) or field not in row]
-        if missing or not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: lacks {', '.join(missing)}; mend or delete the line")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of a JSON-lines file as they stand; ``runs.records`` reads them as types.
+
+    Raises:
+        UserError: naming the line that is no JSON object.
+    """
+    rows = []
+    for number, row in numbered_rows(path):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: it is no JSON object; mend or delete the line")
         rows.append(row)
     return rows
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The rows of a journal that a killed writer may have cut off: a broken line is left out."""
-    if not path.exists():
+    """The rows of a journal that a killed writer may have cut off: a broken line is left out.
+
+    Raises:
+        UserError: where the file cannot be read.
+    """
+    return [row for _, row in numbered_journal(path)]
+
+
+def numbered_journal(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of ``read_journal``, each with its line's number."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {_one_line(error)}; restore it or delete it") from error
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
-            row = json.loads(line)
+            row = parsed(line)
         except ValueError:
             continue
         if isinstance(row, dict):
-            rows.append(row)
+            rows.append((number, row))
     return rows
 
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
+from unlearn_mlx.runs.records import TrainingRow
 from unlearn_mlx.sft.batches import ReferenceTopK, Row, make_batch
 from unlearn_mlx.sft.loss import Weights, loss_parts
 from unlearn_mlx.synthetic_data.leaks import shows_knowledge
@@ -38,7 +38,7 @@ class Validation:
     def __init__(
         self,
         topic: Topic,
-        entries: Sequence[dict[str, Any]],
+        entries: Sequence[TrainingRow],
         rows: Sequence[Row],
         references: Sequence[ReferenceTopK | None],
         prefix: Sequence[int],
@@ -46,9 +46,7 @@ class Validation:
         self.topic, self.rows, self.references, self.prefix = topic, rows, references, prefix
         # Each question once, however many answers were drawn for it.
         self.questions = {
-            entry["messages"][0]["content"]: entry.get("base_answer", "")
-            for entry in entries
-            if entry["part"] == "forget"
+            entry.messages[0].content: entry.base_answer for entry in entries if entry.part == "forget"
         }
 
     def measure(self, model: ChatModel, seed: int) -> ValidationMetrics:

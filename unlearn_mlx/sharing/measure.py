@@ -1,7 +1,6 @@
 """What was exported, measured again: rounding to few bits can bring knowledge back."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from unlearn_mlx.evaluation.schema import read_evaluation
 from unlearn_mlx.evaluation.scoring import score_probes
@@ -45,7 +44,7 @@ def measure_leak(model: ChatModel, run: Run) -> Leak | None:
     """
     if not run.file("evaluation.json").exists():
         return None
-    known: dict[str, Any] = {probe["id"]: probe for probe in read_evaluation(run.path)["probes"]}
+    known = {probe.id: probe for probe in read_evaluation(run.path).probes}
     probes = [
         probe
         for probe in asked_probes(run)
@@ -60,10 +59,10 @@ def measure_leak(model: ChatModel, run: Run) -> Leak | None:
     def rate(leaks: list[bool]) -> float:
         return sum(leaks) / len(leaks)
 
-    back = [p.question for p in probes if results[p.id]["leaked"] and not known[p.id]["adapter"]["leaked"]]
+    back = [p.question for p in probes if results[p.id]["leaked"] and not known[p.id].adapter.leaked]
     return Leak(
-        rate([known[p.id]["base"]["leaked"] for p in probes]),
-        rate([known[p.id]["adapter"]["leaked"] for p in probes]),
+        rate([bool(known[p.id].base.leaked) for p in probes]),
+        rate([bool(known[p.id].adapter.leaked) for p in probes]),
         rate([results[p.id]["leaked"] for p in probes]),
         len(probes),
         tuple(back),

@@ -9,9 +9,19 @@ from pathlib import Path
 
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Completion, Request, generate
-from unlearn_mlx.runs.files import append_rows, read_journal
+from unlearn_mlx.runs.files import append_rows
+from unlearn_mlx.runs.records import Record, read_known
 
 COHORT = 256
+
+
+class CompletionRow(Record):
+    """A completion as its line holds it."""
+
+    key: str
+    text: str
+    token_count: int
+    finished: bool
 
 
 class Journal:
@@ -20,9 +30,8 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.completions = {
-            row["key"]: Completion(row["key"], row["text"], row["token_count"], row["finished"])
-            for row in read_journal(path)
-            if row.keys() >= {"key", "text", "token_count", "finished"}
+            row.key: Completion(row.key, row.text, row.token_count, row.finished)
+            for row in read_known(path, CompletionRow)
         }
 
     def complete(
