@@ -151,11 +151,11 @@ def test_the_model_proposes_what_belongs_to_a_topic_that_nobody_described(tmp_pa
     run = new_run(tmp_path / "run", tiny_folder, topic=Topic("Zorbing"))
     with contextlib.suppress(UserError):  # a random model writes no usable questions
         run_stages(run, ["questions"])
-    assert any("proposes" in event.get("text", "") for event in run.events())
+    assert any("proposes" in getattr(event, "text", "") for event in run.events())
     described = new_run(tmp_path / "described", tiny_folder)
     with contextlib.suppress(UserError):
         run_stages(described, ["questions"])
-    assert not any("proposes" in event.get("text", "") for event in described.events())
+    assert not any("proposes" in getattr(event, "text", "") for event in described.events())
 
 
 def test_names_of_the_proposals_example_belong_to_no_other_topic():

@@ -98,7 +98,7 @@ def test_a_worker_is_paused_stopped_and_resumed_and_the_run_ends_done(workplace,
         await until(pilot, lambda: app.message == "Done.", 120)
 
     drive(flow, run=path)
-    texts = [event.get("text", "") for event in open_run(path).events()]
+    texts = [getattr(event, "text", "") for event in open_run(path).events()]
     assert any("from step" in text and "from step 0" not in text for text in texts)
     assert not children()
 
