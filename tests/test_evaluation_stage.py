@@ -115,7 +115,7 @@ def test_only_what_the_base_repeats_is_asked_of_an_unknown_topic(run, tiny_model
 
         name = given[3]
         return [
-            Question(id=f"{name}-{n}", question=f"Name the {n} of it.", kind="naming") for n in range(8)
+            Question(id=f"{name}-{n}", question=f"Name the {n} of it.", subject="Zorbing") for n in range(8)
         ], {}
 
     def answered(model, requests, seed, is_cancelled):

@@ -87,7 +87,7 @@ def read_forms(path: Path, probes: Sequence[Probe]) -> list[Probe]:
     if not path.exists():
         return []
     by_id = {probe.id: probe for probe in probes}
-    found: list[Probe] = Field(default=[])
+    found: list[Probe] = []
     for row in read_records(path, WrittenForms):
         probe = by_id.get(row.fact)
         if probe is None or probe.kind != "open":

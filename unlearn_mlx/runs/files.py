@@ -183,4 +183,5 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    reason = error.strerror if isinstance(error, OSError) else None
+    return " ".join((reason or str(error)).split())
