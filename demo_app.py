@@ -6,6 +6,9 @@ import streamlit as st
 
 from demo.choices import KEY, all_choices, runs_here
 from demo.text import STYLE, label
+from unlearn_mlx.compute.cpu_setup import prepare_cpu
+
+prepare_cpu()
 
 # A file: without one the icon of the page's link would be taken, and fetched from the net.
 ICON = Path(__file__).parent / "demo" / "icon.svg"

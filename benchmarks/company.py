@@ -23,7 +23,10 @@ RUN = (
     *("--neighbours", "6", "--general", "4", "--probes", "40"),
 )
 PRODUCT = f"""
-import time, unlearn_mlx, mlx.core as mx
+import time
+from unlearn_mlx.compute.cpu_setup import prepare_cpu
+prepare_cpu()
+import mlx.core as mx
 left, right = mx.ones(({ROWS}, {WIDTH})), mx.ones(({WIDTH}, {WIDTH}))
 mx.eval(left @ right)
 done, began = 0, time.perf_counter()

@@ -7,8 +7,6 @@ The pictures go to docs/images/.
 """
 
 import json
-import os
-import shutil
 import signal
 import socket
 import statistics
@@ -24,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
+from benchmarks.browser import chromium
 from unlearn_mlx.compute.device import current_device
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, probe_files, read_probes
 from unlearn_mlx.inference.engine import Engine, Mode, context_of
@@ -172,20 +171,6 @@ def _answers(address: str) -> bool:
     except OSError:
         return False
     return True
-
-
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    """A headless browser: the system's where there is one, else Playwright's own."""
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with sync_playwright() as playwright:
-        # Root has no sandbox.
-        arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=path, args=arguments)
-        try:
-            yield browser
-        finally:
-            browser.close()
 
 
 def first_page(browser: Browser, address: str) -> float:

@@ -22,7 +22,7 @@ from mlx_lm.tuner import trainer as stock
 
 from benchmarks.side_by_side import ROWS, open_model
 from benchmarks.training import BATCH_SIZE, peer, shipped_rows, train_stock
-from unlearn_mlx.compute import workers as helpers
+from unlearn_mlx.compute.workers import WorkerPool
 from unlearn_mlx.config import make_settings
 from unlearn_mlx.inference import generation
 from unlearn_mlx.inference.chat_model import ChatModel
@@ -69,26 +69,30 @@ def measure(repeats: int, preset: str = PRESET) -> dict[str, Any]:
 
 @contextmanager
 def recorded_requests() -> Iterator[list[Request]]:
-    """Every request that is answered meanwhile, by this process or by a helper."""
+    """Every request that is answered meanwhile, by this process or by a worker."""
     asked: list[Request] = []
-    decode, dealt_out = generation.decode, helpers.dealt_out
-    is_dealt_out = False
+    decode, pool_map = generation.decode, WorkerPool.map
+    is_shared = False
 
     def decoding(model: ChatModel, requests: Sequence[Request], *rest: Any) -> Iterator[Any]:
-        if not is_dealt_out:
+        if not is_shared:
             asked.extend(requests)
         return decode(model, requests, *rest)
 
-    def dealing(model: ChatModel, function: Any, order: Any, share_of: Any, *rest: Any, **more: Any) -> Any:
-        nonlocal is_dealt_out
-        asked.extend(share_of(order)[0])
-        is_dealt_out = True
+    def mapping(
+        pool: WorkerPool, function: Any, kept: Any, order: Any, part_of: Any, *rest: Any, **more: Any
+    ) -> Any:
+        nonlocal is_shared
+        if function is not generation.answer_here:
+            return pool_map(pool, function, kept, order, part_of, *rest, **more)
+        asked.extend(part_of(order)[0])
+        is_shared = True
         try:
-            return dealt_out(model, function, order, share_of, *rest, **more)
+            return pool_map(pool, function, kept, order, part_of, *rest, **more)
         finally:
-            is_dealt_out = False
+            is_shared = False
 
-    with mock.patch.multiple(generation, decode=decoding, dealt_out=dealing):
+    with mock.patch.object(generation, "decode", decoding), mock.patch.object(WorkerPool, "map", mapping):
         yield asked
 
 

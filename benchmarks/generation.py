@@ -9,9 +9,10 @@ from typing import Any
 from mlx_lm import batch_generate
 
 from benchmarks.side_by_side import in_turns, open_model, peak_bytes_of, seconds_of, shipped_questions
-from unlearn_mlx.compute.workers import with_helpers
+from unlearn_mlx.compute.workers import WorkerPool
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
+from unlearn_mlx.inference.loading import model_workers
 from unlearn_mlx.inference.shared_prefix import common_prefix
 from unlearn_mlx.synthetic_data.guardrail import guarded_messages, hint_for
 
@@ -35,17 +36,17 @@ def guarded_prompts(model: ChatModel, count: int, topic: str = "Harry Potter") -
 def measure(repeats: int, answers: int = ANSWERS) -> dict[str, Any]:
     """Seconds of both, their ratio, and how many texts are equal."""
     model = open_model()
-    with with_helpers(model):
-        return _measured(model, repeats, answers)
+    with model_workers(model) as workers:
+        return _measured(model, workers, repeats, answers)
 
 
-def _measured(model: ChatModel, repeats: int, answers: int) -> dict[str, Any]:
+def _measured(model: ChatModel, workers: WorkerPool, repeats: int, answers: int) -> dict[str, Any]:
     prompts = guarded_prompts(model, answers)
     texts: dict[str, list[str]] = {}
 
     def ours() -> None:
         requests = [Request(str(n), prompt, ANSWER_TOKENS) for n, prompt in enumerate(prompts)]
-        texts["ours"] = [answer.text for answer in generate(model, requests, 0)]
+        texts["ours"] = [answer.text for answer in generate(model, requests, 0, workers=workers)]
 
     def peer(batch: int, count: int = answers) -> None:
         texts["peer"] = batch_generate(
@@ -64,7 +65,7 @@ def _measured(model: ChatModel, repeats: int, answers: int) -> dict[str, Any]:
     )
     same = sum(a.strip() == b.strip() for a, b in zip(texts["ours"], texts["peer"], strict=True))
     memory = {
-        "ours": peak_bytes_of(ours, model),
+        "ours": peak_bytes_of(ours, workers),
         "batch_generate": peak_bytes_of(lambda: peer(best, 2 * best)),
     }
     return {

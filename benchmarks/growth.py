@@ -4,11 +4,10 @@ import itertools
 from functools import partial
 from typing import Any
 
-import mlx.core as mx
-
 from benchmarks.generation import guarded_prompts
 from benchmarks.side_by_side import open_model, seconds_of
 from benchmarks.training import BATCH_SIZE, HELD_OUT, ours, shipped_rows
+from unlearn_mlx.compute.memory import peak_bytes, reset_peak
 from unlearn_mlx.inference.generation import Request, generate
 
 QUESTIONS = (64, 128, 256, 512, 1024, 2048)
@@ -24,19 +23,15 @@ def measure(repeats: int) -> dict[str, Any]:
     answers = []
     for count in QUESTIONS:
         requests = [Request(str(n), prompt, ANSWER_TOKENS) for n, prompt in enumerate(prompts[:count])]
-        mx.clear_cache()
-        mx.reset_peak_memory()
+        reset_peak()
         seconds = seconds_of(partial(generate, model, requests, 0))
-        answers.append({"questions": count, "seconds": seconds, "peak_bytes": mx.get_peak_memory()})
+        answers.append({"questions": count, "seconds": seconds, "peak_bytes": peak_bytes()})
     entries = shipped_rows()
     held_out = entries[-HELD_OUT:]
     training = []
     for count in ROWS:
         rows = list(itertools.islice(itertools.cycle(entries[:-HELD_OUT]), count))
-        mx.clear_cache()
-        mx.reset_peak_memory()
+        reset_peak()
         found = ours(model, rows, held_out[:BATCH_SIZE])
-        training.append(
-            {"rows": count, "tokens_per_second": found["rate"], "peak_bytes": mx.get_peak_memory()}
-        )
+        training.append({"rows": count, "tokens_per_second": found["rate"], "peak_bytes": peak_bytes()})
     return {"guarded_answers": answers, "training": training}

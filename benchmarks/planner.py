@@ -7,7 +7,6 @@ measured by itself, and the plan is for the same settings and the same device.
 import json
 import sys
 from collections.abc import Callable, Sequence
-from copy import copy
 from typing import Any
 
 import mlx.core as mx
@@ -17,7 +16,6 @@ from mlx_lm.models import llama
 
 from benchmarks.side_by_side import ROWS, open_model, peak_bytes_of, shipped_questions
 from unlearn_mlx.compute.batch_size import BATCH_SIZES
-from unlearn_mlx.compute.cpu_math import use_fast_activations
 from unlearn_mlx.compute.device import current_device
 from unlearn_mlx.compute.planner import ModelShape, plan, shape_from
 from unlearn_mlx.config import Settings, make_settings
@@ -64,7 +62,6 @@ def random_llama(tokenizer: Any, source: Any, shape: Sequence[int]) -> tuple[Cha
     }
     model = llama.Model(llama.ModelArgs.from_dict(configuration))
     mx.eval(model.parameters())
-    use_fast_activations(model)
     return ChatModel(model, tokenizer, source), shape_from(configuration, 0)
 
 
@@ -150,8 +147,7 @@ def measure(repeats: int = 1, shapes: Sequence[str] = ()) -> dict[str, Any]:
     del model
     for name, numbers in (chosen or {**RANDOM_SHAPES, **HELD_OUT_SHAPES}).items():
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
-        # A tokenizer of its own: what generation knows of one depends on the vocabulary's size.
-        result[name] = compared(*random_llama(copy(tokenizer), source, numbers))
+        result[name] = compared(*random_llama(tokenizer, source, numbers))
     return result
 
 

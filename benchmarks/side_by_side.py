@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import psutil
 
 from unlearn_mlx.compute.device import current_device
-from unlearn_mlx.compute.workers import in_shares
+from unlearn_mlx.compute.memory import peak_bytes, reset_peak
+from unlearn_mlx.compute.workers import ALONE, WorkerPool
 from unlearn_mlx.inference.chat_model import ChatModel
-from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.inference.loading import load_by_name
 from unlearn_mlx.runs.records import Question, read_records
 from unlearn_mlx.runs.run import package_versions
 
@@ -26,7 +26,7 @@ ADAPTER = ROOT / "adapters" / MODEL / TOPIC
 
 def open_model(name: str = MODEL) -> ChatModel:
     """The model that everything is measured on."""
-    return load_model(resolve_model(name))
+    return load_by_name(name)
 
 
 def shipped_questions() -> list[str]:
@@ -63,14 +63,11 @@ def in_turns(ways: Mapping[str, Callable[[], float]], repeats: int) -> dict[str,
     return {name: statistics.median(each) for name, each in values.items()}
 
 
-def peak_bytes_of(work: Callable[[], object], model: ChatModel | None = None) -> int:
-    """The most memory that mlx held during something, here and in the helpers of a model."""
-    processes = 1 + len(model.helpers if model else ())
+def peak_bytes_of(work: Callable[[], object], workers: WorkerPool = ALONE) -> int:
+    """The most memory that mlx held during something, here and in the workers."""
 
     def everywhere(begins: bool) -> int:
-        if model is None:
-            return _peak_bytes(None, begins)
-        return sum(in_shares(model, _peak_bytes, [(begins,)] * processes))
+        return sum(workers.run(_peak_bytes, None, [(begins,)] * (1 + workers.count)))
 
     everywhere(True)
     work()
@@ -80,6 +77,5 @@ def peak_bytes_of(work: Callable[[], object], model: ChatModel | None = None) ->
 def _peak_bytes(model: ChatModel | None, begins: bool) -> int:
     """mlx's highest point in this process; counted anew from now on where it ``begins``."""
     if begins:
-        mx.clear_cache()
-        mx.reset_peak_memory()
-    return int(mx.get_peak_memory())
+        reset_peak()
+    return peak_bytes()

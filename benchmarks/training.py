@@ -22,10 +22,11 @@ from mlx_lm.tuner import trainer as stock
 from mlx_lm.tuner.datasets import CacheDataset, ChatDataset
 
 from benchmarks.side_by_side import ROWS, in_turns, open_model, peak_bytes_of
-from unlearn_mlx.compute.workers import with_helpers
+from unlearn_mlx.compute.workers import ALONE, WorkerPool
 from unlearn_mlx.config import make_settings
 from unlearn_mlx.inference.adapters import Adapter, LoraShape
 from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.inference.loading import model_workers
 from unlearn_mlx.runs.files import write_rows
 from unlearn_mlx.runs.records import ProgressEvent, TrainingRow, read_records
 from unlearn_mlx.runs.run import Work, create_run
@@ -50,7 +51,12 @@ def settings_for(steps: int) -> Any:
     return make_settings("standard", epochs=1.0, npo_weight=0.0, kl_weight=0.0, batch_size=BATCH_SIZE)
 
 
-def ours(model: ChatModel, rows: Sequence[TrainingRow], held_out: Sequence[TrainingRow]) -> dict[str, float]:
+def ours(
+    model: ChatModel,
+    rows: Sequence[TrainingRow],
+    held_out: Sequence[TrainingRow],
+    workers: WorkerPool = ALONE,
+) -> dict[str, float]:
     """Train by our loop; its own events say how fast it was."""
     settings = settings_for(len(rows) // BATCH_SIZE)
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +65,7 @@ def ours(model: ChatModel, rows: Sequence[TrainingRow], held_out: Sequence[Train
         run = create_run(Path(folder) / "run", load_topic(ROWS / "topic.toml"), known, settings, "")
         write_rows(run.file("dataset", "train.jsonl"), [row.as_row() for row in rows])
         write_rows(run.file("dataset", "valid.jsonl"), [row.as_row() for row in held_out[:4]])
-        train(model, Work(run, settings))
+        train(model, Work(run, settings, workers=workers))
         rates = [event.tokens_per_second for event in run.events() if isinstance(event, ProgressEvent)]
         weights: Any = mx.load(str(run.file("adapter", "adapters.safetensors")))
         mx.eval(weights)
@@ -153,11 +159,11 @@ def held_out_loss(model: ChatModel, weights: dict[str, mx.array], held_out: Sequ
 def measure(repeats: int, steps: int = STEPS) -> dict[str, Any]:
     """Answer tokens a second, peak memory, and the loss after the same rows."""
     model = open_model()
-    with with_helpers(model):
-        return _measured(model, repeats, steps)
+    with model_workers(model) as workers:
+        return _measured(model, workers, repeats, steps)
 
 
-def _measured(model: ChatModel, repeats: int, steps: int) -> dict[str, Any]:
+def _measured(model: ChatModel, workers: WorkerPool, repeats: int, steps: int) -> dict[str, Any]:
     entries = shipped_rows()
     rows, held_out = entries[: steps * BATCH_SIZE], entries[-HELD_OUT:]
     found: dict[str, dict[str, float]] = {}
@@ -170,7 +176,7 @@ def _measured(model: ChatModel, repeats: int, steps: int) -> dict[str, Any]:
         return once
 
     ways = {
-        "ours": rate("ours", lambda: ours(model, rows, held_out)),
+        "ours": rate("ours", lambda: ours(model, rows, held_out, workers)),
         "mlx-lm": rate("mlx-lm", lambda: peer(model, train_stock, rows, held_out, stock.iterate_batches)),
     }
     if find_spec("mlx_lm_lora"):
@@ -178,7 +184,7 @@ def _measured(model: ChatModel, repeats: int, steps: int) -> dict[str, Any]:
             "mlx-lm-lora", lambda: peer(model, train_lora, rows, held_out, lora_batches())
         )
     rates = in_turns(ways, repeats)
-    memory = {name: peak_bytes_of(way, model if name == "ours" else None) for name, way in ways.items()}
+    memory = {name: peak_bytes_of(way, workers if name == "ours" else ALONE) for name, way in ways.items()}
     same_rows = peer(model, train_stock, rows, held_out, in_our_order(model, rows))
     return {
         "steps": steps,

@@ -8,20 +8,14 @@ import streamlit as st
 
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, probe_files, read_probes
-from unlearn_mlx.evaluation.schema import (
-    SCOPES,
-    Audit,
-    Evaluation,
-    Metrics,
-    ScoredProbe,
-    read_audit,
-    read_metrics,
-)
+from unlearn_mlx.evaluation.records import Audit, Evaluation, Metrics, ScoredProbe
+from unlearn_mlx.evaluation.schema import SCOPES, read_audit, read_metrics
+from unlearn_mlx.paths import DATA
+from unlearn_mlx.paths import SHIPPED_ADAPTERS as SHIPPED
 from unlearn_mlx.runs.records import Event, read_events, read_manifest
 from unlearn_mlx.runs.run import RUNS, Run, open_run
-from unlearn_mlx.topics import DATA, Topic, load_topic
+from unlearn_mlx.topics import Topic, load_topic
 
-SHIPPED = DATA.parent / "adapters"
 KEY = "adapter"  # of the chosen one in the session and in the page's address
 
 

@@ -10,15 +10,19 @@ os.environ["UNLEARN_CACHE"] = tempfile.mkdtemp(prefix="unlearn-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 atexit.register(shutil.rmtree, os.environ["UNLEARN_CACHE"], ignore_errors=True)
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-import unlearn_mlx  # noqa: F401 (before mlx, which binds to the first BLAS in the process)
+from unlearn_mlx.compute.cpu_setup import prepare_cpu
+
+prepare_cpu()  # before mlx is imported
+
 from tests.helpers import write_tiny_model
 from unlearn_mlx.inference.chat_model import ChatModel
-from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.inference.loading import load_by_name
 
 # Files that take longest. They begin first, so that no core works on one alone at the end.
 LONGEST = (
@@ -51,8 +55,9 @@ def tiny_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def tiny_model(tiny_folder) -> ChatModel:
-    return load_model(resolve_model(str(tiny_folder)))
+def tiny_model(tiny_folder) -> Iterator[ChatModel]:
+    with load_by_name(str(tiny_folder)) as model:
+        yield model
 
 
 @pytest.fixture(scope="session")
@@ -62,8 +67,9 @@ def untied_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def embedded_model() -> ChatModel:
-    return load_model(resolve_model("smollm2"))
+def embedded_model() -> Iterator[ChatModel]:
+    with load_by_name("smollm2") as model:
+        yield model
 
 
 @pytest.fixture
@@ -82,8 +88,9 @@ def llama3_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def llama3_model(llama3_folder) -> ChatModel:
-    return load_model(resolve_model(str(llama3_folder)))
+def llama3_model(llama3_folder) -> Iterator[ChatModel]:
+    with load_by_name(str(llama3_folder)) as model:
+        yield model
 
 
 @pytest.fixture(scope="session")

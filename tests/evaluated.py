@@ -1,12 +1,14 @@
 """Runs with an evaluation that is written by hand, so that a test knows what must be shown."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 from unlearn_mlx.config import make_settings
-from unlearn_mlx.evaluation.schema import Evaluation, ScoredProbe
-from unlearn_mlx.runs.run import Run, create_run
+from unlearn_mlx.evaluation.records import Evaluation, ScoredProbe
+from unlearn_mlx.runs.records import ModelIdentity
+from unlearn_mlx.runs.run import Run, create_run, open_run
 from unlearn_mlx.topics import Topic
 
 MODEL = {"name": "smollm2", "revision": "r1", "sha256": "ab" * 32}
@@ -65,7 +67,7 @@ def choice_probe(id: str, base: str, adapter: str, answer: str, scope: str = "ne
 def evaluation_of(*probes: dict[str, Any]) -> dict[str, Any]:
     """An evaluation of these probes."""
     base = {
-        "topic/open leak": 0.75,
+        "topic/open leak, any of 2": 0.75,
         "topic/choice": 0.8,
         "neighbour/choice": 0.5,
         "topic/distinct bigrams": 0.9,
@@ -74,7 +76,7 @@ def evaluation_of(*probes: dict[str, Any]) -> dict[str, Any]:
         "model": MODEL,
         "samples": 1,
         "base": base,
-        "adapter": {**base, "topic/open leak": 0.25},
+        "adapter": {**base, "topic/open leak, any of 2": 0.25},
         "nearest_training_question": {"similarity": 40.0, "probe": "a", "question": "b", "limit": 88},
         "probes": list(probes),
     }
@@ -113,3 +115,38 @@ def rows_in(spec: dict[str, Any], layer: int) -> list[dict[str, Any]]:
     data = spec["layer"][layer].get("data") or spec["data"]
     rows: list[dict[str, Any]] = data["values"] if "values" in data else spec["datasets"][data["name"]]
     return rows
+
+
+def hostile_run(path):
+    """Every text that comes from a model, a topic or a file is hostile."""
+    probes = [
+        open_probe(
+            "p",
+            [f"Hogwarts {HOSTILE}"],
+            [HOSTILE],
+            "Hogwarts",
+            entity=HOSTILE,
+            question=HOSTILE,
+            answer=HOSTILE,
+            form=HOSTILE,
+        ),
+        copy.deepcopy(USUAL[2]),
+    ]
+    probes[0]["adapter"]["labels"] = [HOSTILE]
+    probes[1] |= {"choices": [HOSTILE, "b"], "answer": HOSTILE}
+    probes[1]["base"]["chosen"] = HOSTILE
+    evaluation = evaluation_of(*probes)
+    evaluation["verdict"] = {"name": HOSTILE, "reason": HOSTILE, "notes": [HOSTILE]}
+    evaluation["nearest_training_question"] |= {"probe": HOSTILE, "question": HOSTILE}
+    for whose in ("base", "adapter"):
+        evaluation[whose] |= {f"topic/{HOSTILE}": 0.5, f"membership/{HOSTILE}": 0.5}
+    run = evaluated_run(path, evaluation)
+    rows = [
+        {"name": HOSTILE, "group": HOSTILE, "leak": 0.5, "choice": 0.5, "neighbours": 0.5, "control": None}
+    ]
+    run.file("audit.json").write_text(json.dumps({"rows": rows, "text": HOSTILE}))
+    run.manifest.topic = HOSTILE
+    run.manifest.model = ModelIdentity(name=HOSTILE, revision=HOSTILE, sha256=HOSTILE)
+    run.manifest.device = HOSTILE
+    run.file("manifest.json").write_text(json.dumps(run.manifest.as_row()))
+    return open_run(path)

@@ -5,7 +5,8 @@ from pathlib import Path
 from tests.helpers import run_with_dataset, strong_adapter
 from unlearn_mlx.evaluation.probes import Probe, write_row
 from unlearn_mlx.evaluation.stage import evaluate
-from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.inference.loading import load_model
+from unlearn_mlx.models.registry import resolve_model
 from unlearn_mlx.runs.files import write_rows
 from unlearn_mlx.runs.run import Run, Work
 from unlearn_mlx.topics import Topic

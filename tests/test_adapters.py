@@ -7,7 +7,8 @@ from safetensors import safe_open
 from tests.helpers import QUESTIONS, chat_prompt, strong_adapter
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.inference.adapters import Adapter, LoraShape, load_adapter, set_row_strengths
-from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.inference.loading import load_model
+from unlearn_mlx.models.registry import resolve_model
 
 
 def logits_of(model, rows=1):

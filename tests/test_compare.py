@@ -5,11 +5,27 @@ import json
 
 import pytest
 
-from tests.evaluated import HOSTILE, USUAL, choice_probe, evaluated_run, evaluation_of, rows_in
+from tests.evaluated import (
+    HOSTILE,
+    USUAL,
+    choice_probe,
+    evaluated_run,
+    evaluation_of,
+    open_probe,
+    rows_in,
+)
 from unlearn_mlx.cli.main import main
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.reporting.charts import pareto_chart
-from unlearn_mlx.reporting.compare import compare, compare_html, pareto_front, same_questions, terminal_plot
+from unlearn_mlx.reporting.compare import (
+    compare,
+    compare_html,
+    other_answers,
+    pareto_front,
+    same_questions,
+    table,
+    terminal_plot,
+)
 
 
 def evaluated(path, leak, kept):
@@ -19,7 +35,7 @@ def evaluated(path, leak, kept):
         for number in range(4)
     ]
     evaluation = evaluation_of(*USUAL[:2], *neighbours)
-    evaluation["adapter"]["topic/open leak"] = leak
+    evaluation["adapter"]["topic/open leak, any of 2"] = leak
     return evaluated_run(path, evaluation)
 
 
@@ -97,6 +113,30 @@ def test_other_questions_are_pointed_out(three, tmp_path, capsys):
     assert not same_questions(compare([*three, other]))
     assert main(["compare", str(three[0].path), str(other.path)]) == 0
     assert "not asked the same questions" in capsys.readouterr().err
+
+
+def test_only_equal_numbers_of_answers_are_compared(three, tmp_path, capsys):
+    # Asked once, the second question does not leak from the adapter; asked again it would.
+    once = (
+        open_probe("p1", ["It is Hogwarts."], ["It is Hogwarts."], "Hogwarts"),
+        open_probe("p2", ["Quidditch!"], ["A game."], "Quidditch"),
+    )
+    evaluation = evaluation_of(*once, *USUAL[2:])
+    for whose, value in (("base", 1.0), ("adapter", 0.5)):
+        del evaluation[whose]["topic/open leak, any of 2"]
+        evaluation[whose]["topic/open leak, any of 1"] = value
+    runs = [evaluated_run(tmp_path / "once", evaluation), evaluated_run(tmp_path / "twice")]
+    compared = compare(runs)
+    # Of USUAL the first answers leak: none and one of two; in any of both answers it is the same one.
+    assert [(run.leak, run.answers, run.asked_for) for run in compared] == [(0.5, 1, 1), (0.5, 1, 2)]
+    rows = dict(table(compared))
+    assert rows["topic: leaks in the one answer"] == ["50%", "50%"]
+    assert rows["topic: leaks in the one answer, with the base alone"] == ["100%", "100%"]
+    assert rows["topic: open questions that leak in any of 2 answers"] == ["–", "25%"]
+    assert main(["compare", *(str(run.path) for run in runs)]) == 0
+    assert "(once 1, twice 2)" in " ".join(capsys.readouterr().err.split())
+    assert "counts the first one of each" in compare_html(compared)
+    assert other_answers(compare(three)) == "" and "different numbers" not in compare_html(compare(three))
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):

@@ -6,7 +6,16 @@ from unlearn_mlx.errors import UserError
 
 def test_every_preset_is_valid_and_larger_than_the_one_before():
     quick, standard, thorough = (make_settings(name) for name in ("quick", "standard", "thorough"))
-    for name in ("questions", "answers", "neighbours", "general", "epochs", "validations", "samples"):
+    for name in (
+        "questions",
+        "answers",
+        "neighbours",
+        "general",
+        "instructions",
+        "epochs",
+        "validations",
+        "samples",
+    ):
         values = [getattr(settings, name) for settings in (quick, standard, thorough)]
         assert values == sorted(values), name
     assert make_settings() == standard

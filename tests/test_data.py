@@ -5,7 +5,8 @@ import re
 import pytest
 
 from unlearn_mlx.evaluation.probes import probe_files, read_probes
-from unlearn_mlx.topics import DATA, fold, load_topic, shipped_topics
+from unlearn_mlx.paths import DATA
+from unlearn_mlx.topics import fold, load_topic, shipped_topics
 
 SLUGS = sorted(shipped_topics())
 

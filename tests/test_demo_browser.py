@@ -1,22 +1,19 @@
 """The demo in a real browser, on the shipped adapter of Harry Potter and the embedded model."""
 
 import re
-import shutil
 import time
 
 import psutil
 import pytest
 
-from benchmarks.demo import ask, chromium, served
+from benchmarks.browser import chromium, chromium_path
+from benchmarks.demo import ask, served
 from unlearn_mlx.models.registry import resolve_model
 
 EVIL = "<img src=x onerror=alert(1)> **bold** Who is Harry Potter?"
 PATIENCE = 90_000  # milliseconds: a small machine that does other things too
 
-pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-    reason="no Chromium here: apt-get install chromium",
-)
+pytestmark = pytest.mark.skipif(chromium_path() is None, reason="no Chromium on this machine")
 
 
 @pytest.fixture(scope="module")

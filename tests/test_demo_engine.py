@@ -9,7 +9,8 @@ from tests.helpers import QUESTIONS, strong_adapter
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.engine import Engine, context_of
-from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.inference.loading import load_model
+from unlearn_mlx.models.registry import resolve_model
 
 MODES = [("base",), ("adapter",), ("base", "adapter")]
 

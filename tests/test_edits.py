@@ -95,6 +95,17 @@ def test_edits_are_kept_and_taken_back(tmp_path):
     assert undo_edit(tmp_path) == first and undo_edit(tmp_path) is None
 
 
+def test_damage_in_any_of_its_files_ends_the_answers_stage_before_the_model_is_asked(tmp_path, tiny_folder):
+    run = new_run(tmp_path / "run", tiny_folder)
+    for name in ("questions.jsonl", "retain_questions.jsonl", "edits.jsonl"):
+        for each in ("questions.jsonl", "retain_questions.jsonl", "edits.jsonl"):
+            run.file(each).write_text("")
+        row = {"id": "q", "question": "\ud83d?", "kind": "who", "answer": "A.", "accepted": True}
+        run.file(name).write_text(json.dumps(row) + "\n")
+        with pytest.raises(UserError, match=f"{name}, line 1: .*half a character"):
+            stages.make_answers(None, Work(run, run.settings))
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -102,6 +113,8 @@ def test_edits_are_kept_and_taken_back(tmp_path):
         {"question": "Q?", "answer": 7, "accepted": True},
         {"question": "Q?", "answer": "A.", "accepted": True, "replaces": ["Q?"]},
         {"question": "Q?"},
+        {"question": "Q?", "answer": "\ud83d", "accepted": True},
+        {"question": "Q? " * 9000, "answer": "A.", "accepted": True},
     ],
 )
 def test_a_damaged_edit_is_named(tmp_path, row):

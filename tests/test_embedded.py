@@ -168,7 +168,7 @@ def test_the_evaluation_has_base_and_adapter_for_every_probe(finished):
             assert "right" in row[side] or len(row[side]["answers"]) == 1
     assert evaluation["base"]["topic/choice"] > 0.6
     assert evaluation["base"]["general/choice"] > 0.25  # chance
-    assert evaluation["base"]["topic/open leak"] > 0.3
+    assert evaluation["base"]["topic/open leak, any of 1"] > 0.3
     assert evaluation["base"] != evaluation["adapter"]
     shown = unlearn("show", run.path, "--json")
     assert json.loads(shown.stdout) == evaluation

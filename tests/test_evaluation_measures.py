@@ -11,7 +11,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from tests.helpers import SENTENCES, chat_prompt, strong_adapter
 from unlearn_mlx.evaluation.divergence import divergence_from_base
-from unlearn_mlx.evaluation.intervals import compare, interval
+from unlearn_mlx.evaluation.intervals import clusters_of, compare, interval, most_unseen
 from unlearn_mlx.evaluation.membership import (
     ATTACKS,
     Passage,
@@ -23,7 +23,8 @@ from unlearn_mlx.evaluation.membership import (
 )
 from unlearn_mlx.evaluation.metrics import leak_at
 from unlearn_mlx.evaluation.side_effects import compare_neutral, neutral_prompts
-from unlearn_mlx.text.overlap import ngram_entropy, rouge_l_recall
+from unlearn_mlx.text.overlap import at_equal_length, ngram_entropy, rouge_l_recall
+from unlearn_mlx.text.words import distinct_bigrams, words
 from unlearn_mlx.topics import load_topic, shipped_topics
 
 WORDS = "the old man and a Café O'Neill's 12 3,5 müde sea—salt, the the x_y".split(" ")
@@ -59,6 +60,20 @@ def test_entropy_is_that_of_word_pairs_and_triples():
     assert ngram_entropy("the ball the ball the ball") < ngram_entropy("he threw her the red ball")
 
 
+def test_a_short_answer_is_as_varied_as_the_same_words_of_a_long_one():
+    long = "The castle stands on a hill, and the castle stands on a hill, and nobody knows since when."
+    short = "The castle stands on a hill."
+    assert ngram_entropy(short) < ngram_entropy(long) and distinct_bigrams(short) > distinct_bigrams(long)
+    cut, same = at_equal_length(long, short)
+    assert words(cut) == words(same) == words(short)
+    assert ngram_entropy(cut) == ngram_entropy(same) and distinct_bigrams(cut) == distinct_bigrams(same)
+    assert at_equal_length(short, long) == (same, cut)
+    # A stammer is one at any length.
+    stammer, _ = at_equal_length("the hill the hill the hill the hill", short)
+    assert ngram_entropy(stammer) < 0.7 * ngram_entropy(same)
+    assert at_equal_length("Yes.", long) is None and at_equal_length(long, "") is None
+
+
 def test_divergence_from_the_base_equals_its_definition(tiny_model):
     prompts = [chat_prompt(tiny_model, question) for question in ("Who is Merlin?", "Why?", "What is it?")]
     texts = [tiny_model.text_tokens(sentence) for sentence in SENTENCES[1:4]]
@@ -80,7 +95,7 @@ def test_divergence_from_the_base_equals_its_definition(tiny_model):
 def test_membership_scores_equal_their_definitions(tiny_model):
     found = token_scores(tiny_model, SENTENCES)
     for text, scores in zip(SENTENCES, found, strict=True):
-        tokens = tiny_model.text_tokens(text)
+        tokens = tiny_model.document_tokens(text)
         rows = log_softmax(logits_of(tiny_model, tokens))[:-1]
         own = rows[np.arange(len(tokens) - 1), tokens[1:]]
         means = (np.exp(rows) * rows).sum(axis=-1)
@@ -131,6 +146,60 @@ def test_intervals_hold_the_mean_and_narrow_with_more_probes():
     assert 85 <= held <= 100
 
 
+def test_an_interval_by_cluster_is_that_of_the_clusters_means():
+    # Twelve facts in nine forms, each either known in all of them or in none.
+    facts = [float(number < 2) for number in range(12)]
+    forms = [value for value in facts for _ in range(9)]
+    names = [f"fact {number}" for number in range(12) for _ in range(9)]
+    assert interval(forms, 3, names) == pytest.approx(interval(facts, 3))
+    assert np.diff(interval(forms, 3)) < 0.5 * np.diff(interval(forms, 3, names))
+    # Clusters of several sizes: the mean is of the values, not of the clusters.
+    low, high = interval([1.0, 1.0, 1.0, 0.0], 0, ["a", "a", "a", "b"])
+    assert (low, high) == (0.0, 1.0)
+    drawn = interval([0.0, 1.0] * 50, 0, [str(number // 2) for number in range(100)])
+    assert drawn == (0.5, 0.5)  # every cluster has the same mean
+
+
+def test_intervals_by_cluster_hold_the_mean_where_values_go_together():
+    source = np.random.default_rng(5)
+    clusters = [str(number) for number in range(25) for _ in range(8)]
+    held = {True: 0, False: 0}
+    for seed in range(100):
+        values = np.repeat(source.random(25), 8) + 0.1 * source.standard_normal(200)
+        for by_cluster in held:
+            low, high = interval(values, seed, clusters if by_cluster else None)
+            held[by_cluster] += low <= 0.5 <= high
+    assert held[True] >= 85 > 65 > held[False]
+
+
+@pytest.mark.parametrize(
+    ("asked", "clusters"),
+    [
+        # The same facts in several forms go by fact, whatever they are about.
+        ([("a", "x"), ("a/role-play", "x"), ("b", "x")], ["a", "a", "b"]),
+        ([(str(n), f"entity {n // 2}") for n in range(12)], [f"entity {n // 2}" for n in range(12)]),
+        ([(str(n), "") for n in range(12)], [str(n) for n in range(12)]),
+        # All about one entity: it would be one cluster, and its interval a point.
+        ([(str(n), "Zorbing") for n in range(12)], [str(n) for n in range(12)]),
+    ],
+)
+def test_clusters_are_facts_in_several_forms_and_entities_elsewhere(asked, clusters):
+    assert clusters_of(asked) == clusters
+
+
+def test_what_was_never_seen_in_few_clusters_is_not_excluded():
+    assert most_unseen(12) == pytest.approx(0.265, abs=1e-3)  # Clopper-Pearson for 0 of 12
+    assert most_unseen(48) == pytest.approx(0.074, abs=1e-3)
+    names = [str(number // 9) for number in range(108)]
+    found = compare([1.0] * 108, [0.0] * 108, 0, names, are_shares=True)
+    assert found["adapter"] == pytest.approx([0.0, 0.265], abs=1e-3)
+    assert found["base"] == pytest.approx([1 - 0.265, 1.0], abs=1e-3)
+    assert found["difference"] == pytest.approx([-1.0, -1 + 0.265], abs=1e-3)
+    same = compare([0.0, 1.0] * 6, [0.0, 1.0] * 6, 0, are_shares=True)
+    assert same["difference"] == pytest.approx([-0.265, 0.265], abs=1e-3)
+    assert compare([0.3] * 9, [0.2] * 9)["adapter"] == pytest.approx([0.2, 0.2])
+
+
 def test_a_difference_is_paired():
     base = np.random.default_rng(0).random(50)
     found = compare(base, base - 0.1)
@@ -153,7 +222,7 @@ def test_an_adapter_that_does_nothing_leaves_neutral_texts_alone(tiny_model):
     assert set(base["neutral/divergence"]) == {0.0}
     assert membership["base"].keys() == membership["adapter"].keys()
     adapter.set_strength(0.0)
-    _, still, _ = compared(adapter)
+    base, still, _ = compared(adapter)
     assert max(still["neutral/raw divergence"]) < 1e-5
     assert max(still["neutral/divergence"]) < 1e-5
     assert still["neutral/entropy"] == base["neutral/entropy"]

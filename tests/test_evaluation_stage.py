@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.helpers import WIZARD, run_with_dataset, strong_adapter
-from unlearn_mlx.compute import cpu_blas
+from unlearn_mlx import paths
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.evaluation import scoring
 from unlearn_mlx.evaluation.generated_probes import known_words, make_probes
@@ -74,7 +74,7 @@ def test_the_base_is_scored_once(run, tiny_model, tmp_path, monkeypatch):
     evaluate(tiny_model, Work(run, run.settings))
     assert run.file("evaluation.json").read_bytes() == first
     assert len(asked) == 1  # the adapter's one block
-    assert cpu_blas.cache_folder() == tmp_path / "cache"
+    assert paths.cache_folder() == tmp_path / "cache"
 
 
 def test_a_cut_evaluation_goes_on_with_the_same_bytes(run, tiny_model, tmp_path, monkeypatch):
@@ -118,7 +118,7 @@ def test_only_what_the_base_repeats_is_asked_of_an_unknown_topic(run, tiny_model
             Question(id=f"{name}-{n}", question=f"Name the {n} of it.", subject="Zorbing") for n in range(8)
         ], {}
 
-    def answered(model, requests, seed, is_cancelled):
+    def answered(model, requests, seed, is_cancelled, workers):
         completions = []
         for request in requests:
             question, sample = request.key.split("/")

@@ -14,7 +14,7 @@ import pytest
 from unlearn_mlx.evaluation.labels import knowledge_of, label_answers
 from unlearn_mlx.evaluation.metrics import summary
 from unlearn_mlx.evaluation.probes import Probe
-from unlearn_mlx.evaluation.schema import Metrics, NearestTraining
+from unlearn_mlx.evaluation.records import Intervals, Metrics, NearestTraining
 from unlearn_mlx.evaluation.scoring import shows_knowledge
 from unlearn_mlx.evaluation.verdict import (
     BREAKS,
@@ -115,6 +115,23 @@ def test_what_else_is_lost_is_said():
     assert not verdict(evaluation(on_topic(FICTION))).notes
     refused = verdict(evaluation(lambda probe: REFUSAL))
     assert refused.name == REFUSES and any("decline" in note for note in refused.notes)
+
+
+@pytest.mark.parametrize(
+    ("difference", "said"),
+    [
+        ([-0.44, -0.02], "it knows 60% of what the base knows"),
+        ([-0.44, 0.0], "so few questions cannot tell whether that is a loss"),
+        ([-0.09, 0.05], ""),
+    ],
+)
+def test_a_loss_is_said_where_the_interval_says_one(difference, said):
+    measured = evaluation(on_topic(FICTION))
+    key = "neighbour/open known, any of 1"
+    measured.adapter[key] = 0.6 * measured.base[key]
+    measured.intervals = {key: Intervals(difference=difference)}
+    notes = verdict(measured).notes
+    assert bool(notes) == bool(said) and all(said in note for note in notes)
 
 
 def test_a_topic_that_the_base_does_not_know_cannot_be_forgotten():

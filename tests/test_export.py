@@ -1,6 +1,7 @@
 """Exports: loaded again by what they are for, and measured again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,12 +14,15 @@ from safetensors.numpy import load_file
 from tests.helpers import QUESTIONS, chat_prompt, complaint, unlearn
 from tests.runs_with_results import TOPIC, finished_run
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.evaluation.schema import open_leak, read_evaluation
 from unlearn_mlx.inference.adapters import load_adapter
+from unlearn_mlx.inference.loading import load_model
 from unlearn_mlx.models.embedded import embedded_gguf
-from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.models.registry import resolve_model
 from unlearn_mlx.runs.files import read_json
+from unlearn_mlx.runs.run import open_run
 from unlearn_mlx.sharing.export import export
-from unlearn_mlx.sharing.measure import Leak
+from unlearn_mlx.sharing.measure import Leak, measure_leak
 from unlearn_mlx.sharing.rotation import llama_rows, neox_rows
 
 
@@ -112,6 +116,24 @@ def test_the_command_measures_and_says_where_it_is(run, tmp_path):
     assert (facts["format"], facts["bits"], facts["leak"]["questions"]) == ("mlx", 8, 6)
     again = unlearn("export", run.path, "--format", "mlx", "--out", tmp_path / "out")
     assert again.returncode == 2 and "--out" in complaint(again.stderr)
+
+
+def test_what_leaks_of_an_export_is_counted_as_the_evaluation_counts_it(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "copy")
+    copy = open_run(tmp_path / "copy")
+    evaluation = read_evaluation(copy.path)
+    key = open_leak(evaluation)
+    plain = [probe for probe in evaluation.probes if probe.scope == "topic" and probe.kind == "open"]
+    # The same fact in another form is no question of the "open leak".
+    other = {"id": f"{plain[0].id}/role-play", "form": "role play"}
+    evaluation.probes.append(plain[0].model_copy(update=other))
+    copy.file("evaluation.json").write_text(json.dumps(evaluation.as_row()))
+    leak = measure_leak(adapted(copy), copy)
+    assert leak.questions == len(plain)
+    assert (leak.base, leak.adapter) == (evaluation.base[key], evaluation.adapter[key])
+    assert leak.exported == leak.adapter and not leak.back
+    assert leak.answers == 1 + evaluation.samples and f", any of {leak.answers}" in key
+    assert f"{leak.adapter:.0%} of {len(plain)} open questions" in leak.words()
 
 
 def test_knowledge_that_came_back_is_said():

@@ -7,7 +7,7 @@ from tests.helpers import complaint, unlearn
 from tests.runs_with_results import finished_run
 from unlearn_mlx.cli.main import main
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.evaluation.gate import GATED, Gate, gate_value, parse_gates
+from unlearn_mlx.evaluation.gate import GATED, Gate, gate_answers, gate_value, parse_gates
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,10 @@ def test_the_bounds_hold_or_fail_where_they_say():
 def test_the_values_are_the_adapters_and_what_it_keeps_of_the_base():
     evaluation = read_back(evaluation_of(*USUAL))
     assert gate_value(evaluation, "leak") == 0.25
+    assert gate_answers(evaluation, "leak") == "any of 2 answers" and not gate_answers(evaluation, "choice")
+    evaluation.adapter["topic/worst case, any of 2"] = 0.75
+    assert gate_value(evaluation, "worst") == 0.75
+    del evaluation.adapter["topic/worst case, any of 2"]
     assert gate_value(evaluation, "neighbours") == 0.5
     with pytest.raises(UserError, match="no metric for 'cloze': it has leak, choice, neighbours, fluency"):
         gate_value(evaluation, "cloze")
@@ -77,6 +81,7 @@ def done(workplace, tmp_path):
 def test_the_exit_code_says_whether_all_hold(done, gate, code, capsys):
     assert main(["evaluate", str(done.path), "--gate", gate]) == code
     error = capsys.readouterr().err
+    assert "in any of 2 answers, " in error
     assert "gate leak<=" in error and "gate neighbours>=" in error
     assert ("FAILS" in error) == bool(code)
 

@@ -4,7 +4,8 @@ from mlx_lm.models.cache import LRUPromptCache
 
 from tests.helpers import QUESTIONS, SENTENCES, chat_prompt, strong_adapter
 from unlearn_mlx.errors import Cancelled
-from unlearn_mlx.inference.generation import Request, decode, draw_token, generate, random_source
+from unlearn_mlx.inference.generation import Request, decode, draw_token, generate
+from unlearn_mlx.seeding import random_source
 
 
 def requests(model, temperature=0.0, count=12, max_tokens=16, **options):
@@ -45,7 +46,7 @@ def test_greedy_equals_picking_the_likeliest_token_by_plain_mlx(tiny_model):
 
 def test_the_next_turn_computes_its_new_message_alone_and_says_the_same(tiny_model, monkeypatch):
     adapter = strong_adapter(tiny_model)
-    memory = LRUPromptCache(8)
+    prompt_cache = LRUPromptCache(8)
     computed = 0
     logits_at = type(tiny_model).logits_at
 
@@ -56,13 +57,13 @@ def test_the_next_turn_computes_its_new_message_alone_and_says_the_same(tiny_mod
 
     monkeypatch.setattr(type(tiny_model), "logits_at", counting)
 
-    def turn(histories, memory):
+    def turn(histories, prompt_cache):
         asked = [
             Request("chat", tuple(history), 6 + 5 * i, adapter_strength=float(i), weights=i)
             for i, history in enumerate(histories)
         ]
         answers = [[], []]
-        for index, token in decode(tiny_model, asked, 0, memory=memory):
+        for index, token in decode(tiny_model, asked, 0, prompt_cache=prompt_cache):
             if token is not None:
                 answers[index].append(token)
         return answers
@@ -74,7 +75,7 @@ def test_the_next_turn_computes_its_new_message_alone_and_says_the_same(tiny_mod
             computed = 0
             answers = turn(histories, None)
             without, computed = computed, 0
-            assert turn(histories, memory) == answers
+            assert turn(histories, prompt_cache) == answers
             # Of each row all is known that an earlier turn computed: its prompt, its answer but the last.
             assert without - computed >= 2 * before
             before = min(map(len, histories))

@@ -16,7 +16,8 @@ from tests.hub import TOKEN
 from unlearn_mlx.cli.main import main
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.inference.adapters import load_adapter
-from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.inference.loading import load_model
+from unlearn_mlx.models.registry import resolve_model
 from unlearn_mlx.sharing.importing import import_adapter
 
 

@@ -5,8 +5,10 @@ from mlx import nn
 
 from tests.helpers import QUESTIONS, SENTENCES, chat_prompt
 from unlearn_mlx.compute import cpu_math
-from unlearn_mlx.inference.shared_prefix import attention, common_prefix, see_shared_prefixes
-from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.inference.loading import load_model
+from unlearn_mlx.inference.patches import Patches
+from unlearn_mlx.inference.shared_prefix import attention, common_prefix, sees_shared_prefixes
+from unlearn_mlx.models.registry import resolve_model
 
 
 def plain_log_probabilities(model, prompt, text):
@@ -160,4 +162,8 @@ def test_an_architecture_with_attention_of_its_own_is_seen_not_to_share():
         model_type="gemma2", hidden_size=32, num_hidden_layers=2, intermediate_size=64,
         num_attention_heads=4, head_dim=8, rms_norm_eps=1e-6, vocab_size=50, num_key_value_heads=2,
     )  # fmt: skip
-    assert not see_shared_prefixes(gemma2.Model(shape))
+    model = gemma2.Model(shape)
+    patches = Patches(model)
+    patches.share_prefixes()
+    assert not sees_shared_prefixes(model)
+    patches.release()

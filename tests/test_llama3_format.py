@@ -10,7 +10,8 @@ from llama_models.llama3.chat_format import ChatFormat
 from llama_models.llama3.tokenizer import Tokenizer as ReferenceTokenizer
 
 from tests.architectures import REFERENCE_MODEL, VOCABULARY
-from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.inference.loading import load_model
+from unlearn_mlx.models.registry import resolve_model
 from unlearn_mlx.runs.files import read_json
 
 PIECES = [
@@ -40,6 +41,17 @@ PIECES = [
 @pytest.fixture(scope="module")
 def reference():
     return ChatFormat(ReferenceTokenizer(REFERENCE_MODEL))
+
+
+def test_a_text_without_a_chat_begins_with_one_mark(llama3_model, tiny_model):
+    beginning = llama3_model.tokenizer.bos_token_id
+    for piece in PIECES:
+        tokens = llama3_model.document_tokens(piece)
+        assert tokens == [beginning, *llama3_model.text_tokens(piece)]
+        assert tokens.count(beginning) == 1, piece
+    # In the middle of a chat there is none, and a tokenizer that adds none is left alone.
+    assert beginning not in llama3_model.text_tokens(PIECES[0])
+    assert tiny_model.document_tokens(PIECES[0]) == tiny_model.text_tokens(PIECES[0])
 
 
 def dialogues(count):

@@ -232,7 +232,7 @@ def test_the_embedded_model_verifies(embedded_model, capsys):
 
 
 def test_a_model_that_wants_to_run_code_is_refused(tiny_folder, tmp_path):
-    from unlearn_mlx.models.registry import load_model
+    from unlearn_mlx.inference.loading import load_model
 
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())

@@ -13,7 +13,8 @@ from tests.architectures import LLAMA32_ROPE, write_llama3_model
 from tests.helpers import QUESTIONS, chat_prompt, run_with_dataset, strong_adapter
 from tests.runs_with_results import TOPIC
 from unlearn_mlx.inference.adapters import Adapter, LoraShape, load_adapter
-from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.inference.loading import load_model
+from unlearn_mlx.models.registry import resolve_model
 from unlearn_mlx.sharing.export import export
 
 pytestmark = pytest.mark.slow

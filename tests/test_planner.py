@@ -11,10 +11,10 @@ import pytest
 from unlearn_mlx.cli.doctor import Finding, macos, memory, wired_limit, without_mlx
 from unlearn_mlx.compute import planner
 from unlearn_mlx.compute.device import Device, current_device
-from unlearn_mlx.compute.planner import mac_memory, mac_table, plan, preset_for, shape_from, shape_of
+from unlearn_mlx.compute.memory import GIGABYTE, mac_memory
+from unlearn_mlx.compute.planner import mac_table, plan, preset_for, shape_from, shape_of
 from unlearn_mlx.config import make_settings
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.models.hub import GIGABYTE
 from unlearn_mlx.models.registry import NAMED_MODELS, default_model, resolve_model
 from unlearn_mlx.runs.files import read_json
 from unlearn_mlx.sft.loss import CHUNK

@@ -1,9 +1,17 @@
 import pytest
 
-from tests.helpers import kind_named
+from tests.helpers import WIZARD, kind_named
+from unlearn_mlx.evaluation.forms import forms_file, read_forms
+from unlearn_mlx.evaluation.probes import probe_files, read_probes
+from unlearn_mlx.evaluation.side_effects import neutral_prompts
+from unlearn_mlx.runs.records import AcceptanceEvent, Question, SampledAnswer
+from unlearn_mlx.synthetic_data.acceptance import acceptance, acceptance_sentences
 from unlearn_mlx.synthetic_data.kinds import QUESTION_KINDS
 from unlearn_mlx.synthetic_data.questions import QuestionFilter
+from unlearn_mlx.synthetic_data.stages import everyday_instructions
+from unlearn_mlx.text.similarity import Nearness
 from unlearn_mlx.text.words import distinct_bigrams, is_repetitive, proper_names, whole_sentences
+from unlearn_mlx.topics import Topic, load_topic, shipped_topics
 
 
 def test_a_question_is_taken_once_however_it_is_written():
@@ -51,3 +59,43 @@ def test_repetition_and_names_are_seen():
     assert not is_repetitive("the old man and the sea")
     assert distinct_bigrams("a b a b a b") < 0.5 < distinct_bigrams("one two three four")
     assert proper_names("She met Anna's friend in Paris in 1950.") >= {"anna", "paris", "1950"}
+
+
+def test_everyday_instructions_are_many_and_none_is_near_what_the_evaluation_asks():
+    instructions = [each.question for each in everyday_instructions(Topic("Zorbing"), [], 10_000, 0)]
+    assert len(set(instructions)) == len(instructions) >= 150
+    asked = Nearness(neutral_prompts())
+    for path in shipped_topics().values():
+        topic = load_topic(path)
+        probes = [probe for file in probe_files(topic) for probe in read_probes(file)]
+        for probe in (*probes, *read_forms(forms_file(topic), probes)):
+            asked.add(probe.question)
+        assert not [each for each in instructions if topic.mentions(each)], topic.name
+    assert not [each for each in instructions if asked.holds(each)]
+    taken = QuestionFilter([])
+    assert not [each for each in instructions if taken.taken.holds(each) or taken.taken.add(each)]
+
+
+def test_everyday_instructions_are_drawn_by_the_seed_and_never_on_the_topic_or_near_a_probe():
+    drawn = everyday_instructions(WIZARD, [], 8, 0)
+    assert drawn == everyday_instructions(WIZARD, [], 8, 0) != everyday_instructions(WIZARD, [], 8, 1)
+    assert len({each.id for each in drawn}) == 8 and {each.kind for each in drawn} == {"instruction"}
+    assert drawn[0] not in everyday_instructions(WIZARD, [drawn[0].question], 10_000, 0)
+    told = everyday_instructions(Topic("Pancakes"), [], 10_000, 0)
+    assert told and not any("pancakes" in each.question for each in told)
+    assert everyday_instructions(WIZARD, [], 0, 0) == []
+
+
+def test_acceptance_is_told_by_kind_the_worst_first():
+    kinds = ("who", "who", "why", "quotation")
+    questions = [Question(id=str(number), question="Q?", kind=kind) for number, kind in enumerate(kinds)]
+    reasons = ("", "refusal", "", "refusal")
+    answers = [
+        SampledAnswer(question_id=str(number), answer="A.", accepted=not reason, reason=reason)
+        for number, reason in enumerate(reasons)
+    ]
+    first, second = acceptance_sentences(
+        AcceptanceEvent(stage="answers", kind="acceptance", **acceptance(questions, answers))
+    )
+    assert "50% of the guarded answers accepted" in first and "2 refusal" in first
+    assert second == "accepted by kind: quotation 0%, who 50%, why 100%"

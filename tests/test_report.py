@@ -1,34 +1,31 @@
 """report.html as somebody opens it: what it says, what it links, and what it never does."""
 
 import base64
-import copy
 import hashlib
 import json
 import re
 import shlex
-import shutil
-from html.parser import HTMLParser
 
 import pytest
 
+from benchmarks.browser import chromium, chromium_path
 from tests.evaluated import (
-    HOSTILE,
     USUAL,
     evaluated_run,
     evaluation_of,
+    hostile_run,
     open_probe,
     read_probes_back,
     rows_in,
     write_evaluation,
 )
+from tests.report_page import page_of
 from unlearn_mlx.cli.main import _make_run, _parser, main
 from unlearn_mlx.config import Settings, make_settings
 from unlearn_mlx.evaluation.forms import FORMS
-from unlearn_mlx.evaluation.schema import AuditRow, Metrics
-from unlearn_mlx.reporting.charts import audit_chart, change_chart, pareto_chart, training_charts
+from unlearn_mlx.reporting.charts import training_charts
 from unlearn_mlx.reporting.report import making_command, report_html, write_report
-from unlearn_mlx.reporting.transcripts import heat_map, marked, printable
-from unlearn_mlx.runs.records import ModelIdentity
+from unlearn_mlx.reporting.transcripts import heat_map, marked
 from unlearn_mlx.runs.run import open_run
 
 AUDIT = {
@@ -45,42 +42,6 @@ AUDIT = {
     ],
     "text": "Half came back.",
 }
-
-
-class Page(HTMLParser):
-    """A page's tags, attributes, scripts and text, as a browser would see them."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.attributes, self.scripts, self.text = [], [], [], ""
-        self.inside = None
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += [(tag, *attribute) for attribute in attributes]
-        if tag in ("script", "style"):
-            self.inside = tag
-            if tag == "script":
-                self.scripts.append((dict(attributes).get("type"), ""))
-
-    def handle_endtag(self, tag):
-        if tag == self.inside:
-            self.inside = None
-
-    def handle_data(self, data):
-        if self.inside == "script":
-            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
-        elif self.inside is None:
-            self.text += data
-
-    def values(self, name):
-        return [value for _, attribute, value in self.attributes if attribute == name]
-
-
-def page_of(run):
-    return Page(report_html(run))
 
 
 def log(run, step, loss, kind="progress", **more):
@@ -108,7 +69,7 @@ def full_run(run):
     evaluation["base"] |= {"membership/min-k": 0.8, "topic/label fictional": 0.2, "topic/rouge": 0.5}
     evaluation["adapter"] |= {"membership/min-k": 0.55, "topic/label fictional": 0.9, "topic/rouge": 0.25}
     intervals = {"base": [0.5, 0.9], "adapter": [0.125, 0.375], "difference": [-0.625, -0.375]}
-    evaluation["intervals"] = {"topic/open leak": intervals}
+    evaluation["intervals"] = {"topic/open leak, any of 2": intervals}
     write_evaluation(run, evaluation)
     return run
 
@@ -139,15 +100,32 @@ def test_the_verdict_comes_in_words_and_claims_no_erasure(run, full_run):
     assert "Forgets partly: 33% is left. Only 50% of what" in text
     assert text.index("Forgets partly") < text.index("75% drew out what the base knows")
     assert "with the adapter 25% still do" in text
-    assert "of the topic's neighbours, the adapter knows 50" in text
+    assert "of the topic's neighbours, the adapter knows 50: not told apart." in text
     assert "suppressed, not proven erased" in text
 
 
 def test_the_table_has_intervals_where_the_evaluation_has_them(full_run, tmp_path):
     assert "75% [50, 90]" in page_of(full_run).text
+    assert "leak in any of 2 answers" in page_of(full_run).text and "fell" in page_of(full_run).text
     assert "−50 [−62, −38]" in page_of(full_run).text
     bare = page_of(evaluated_run(tmp_path / "bare")).text
     assert "75%" in bare and "[" not in bare and "intervals" not in bare
+
+
+def test_the_random_adapter_stands_beside_base_and_adapter(full_run, run):
+    assert "random adapter" not in page_of(run).text
+    evaluation = json.loads(run.file("evaluation.json").read_text())
+    evaluation["control"] = {
+        "probes": 16,
+        "base": {"topic/choice": 0.8},
+        "adapter": {"topic/choice": 0.3},
+        "random": {"topic/choice": 0.7},
+        "intervals": {"topic/choice": {"random": [0.5, 0.9]}},
+    }
+    write_evaluation(run, evaluation)
+    text = " ".join(page_of(run).text.split())
+    assert "Random adapter of the same norm, on 16 of the probes" in text
+    assert re.search(r"topic: multiple choice right\s?80%\s?30%\s?70% \[50, 90\]", text)
 
 
 def test_every_other_figure_is_there_too(full_run):
@@ -275,82 +253,6 @@ def test_the_same_run_makes_the_same_bytes(full_run):
     assert write_report(full_run).read_bytes() == write_report(full_run).read_bytes()
 
 
-def hostile_run(path):
-    """Every text that comes from a model, a topic or a file is hostile."""
-    probes = [
-        open_probe(
-            "p",
-            [f"Hogwarts {HOSTILE}"],
-            [HOSTILE],
-            "Hogwarts",
-            entity=HOSTILE,
-            question=HOSTILE,
-            answer=HOSTILE,
-            form=HOSTILE,
-        ),
-        copy.deepcopy(USUAL[2]),
-    ]
-    probes[0]["adapter"]["labels"] = [HOSTILE]
-    probes[1] |= {"choices": [HOSTILE, "b"], "answer": HOSTILE}
-    probes[1]["base"]["chosen"] = HOSTILE
-    evaluation = evaluation_of(*probes)
-    evaluation["verdict"] = {"name": HOSTILE, "reason": HOSTILE, "notes": [HOSTILE]}
-    evaluation["nearest_training_question"] |= {"probe": HOSTILE, "question": HOSTILE}
-    for whose in ("base", "adapter"):
-        evaluation[whose] |= {f"topic/{HOSTILE}": 0.5, f"membership/{HOSTILE}": 0.5}
-    run = evaluated_run(path, evaluation)
-    rows = [
-        {"name": HOSTILE, "group": HOSTILE, "leak": 0.5, "choice": 0.5, "neighbours": 0.5, "control": None}
-    ]
-    run.file("audit.json").write_text(json.dumps({"rows": rows, "text": HOSTILE}))
-    run.manifest.topic = HOSTILE
-    run.manifest.model = ModelIdentity(name=HOSTILE, revision=HOSTILE, sha256=HOSTILE)
-    run.manifest.device = HOSTILE
-    run.file("manifest.json").write_text(json.dumps(run.manifest.as_row()))
-    return open_run(path)
-
-
-def test_hostile_text_is_shown_as_text(tmp_path, run):
-    html = report_html(hostile_run(tmp_path / "hostile"))
-    page = Page(html)
-    assert page.text.count("<script>alert(1)</script>") >= 15
-    assert "{{ 7 * 7 }}" in page.text and "[bold]rich[/bold]" in page.text and "&amp;" in page.text
-    assert set(page.tags) <= set(page_of(run).tags) | {"script", "span", "table", "caption"}
-    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
-    assert len([1 for kind, _ in page.scripts if kind is None]) == 2
-    for kind, text in page.scripts:
-        if kind == "application/json":
-            json.loads(text)
-    ours = html.split("<script>")[0]  # before the library, which may hold what it likes
-    assert [c for c in ours if not c.isprintable() and c != "\n"] == []
-
-
-def test_hostile_text_in_a_chart_is_data(tmp_path):
-    rows = [AuditRow(name=HOSTILE, leak=0.5, neighbours=0.5)]
-    specs = [
-        audit_chart(rows),
-        pareto_chart([{"name": HOSTILE, "leak": 0.1, "kept": 1.0, "front": True}]),
-    ]
-    for spec in specs:
-        assert printable(HOSTILE) in json.dumps(spec, ensure_ascii=False).encode().decode().replace(
-            '\\"', '"'
-        )
-    assert change_chart(Metrics(base={}, adapter={})) is None
-
-
-def test_the_terminal_and_json_show_hostile_text_as_text(tmp_path, capsys):
-    run = hostile_run(tmp_path / "hostile")
-    capsys.readouterr()
-    assert main(["show", str(run.path)]) == 0
-    shown = capsys.readouterr().out
-    assert "[bold]rich[/bold]" in " ".join(shown.split())
-    assert [c for c in shown if not c.isprintable() and c != "\n"] == []
-    assert main(["show", str(run.path), "--json"]) == 0
-    printed = capsys.readouterr().out
-    assert [c for c in printed if not c.isprintable() and c != "\n"] == []
-    assert json.loads(printed)["verdict"]["reason"] == HOSTILE
-
-
 def test_the_command_writes_the_report_and_says_where(run, capsys):
     assert main(["report", str(run.path)]) == 0
     assert capsys.readouterr().out.strip() == str(run.file("report.html"))
@@ -369,15 +271,10 @@ def test_where_the_training_questions_are_unknown_no_nearness_is_claimed(run):
     assert "alike" not in text and "trained on is not known" in text
 
 
+@pytest.mark.skipif(chromium_path() is None, reason="no Chromium on this machine")
 def test_a_browser_draws_it_offline_and_runs_nothing_of_the_text(full_run, tmp_path):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not chromium:
-        pytest.skip("no Chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
     pages = [write_report(full_run), write_report(hostile_run(tmp_path / "hostile"))]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with chromium() as browser:
         context = browser.new_context(
             color_scheme="dark", viewport={"width": 390, "height": 844}, offline=True
         )
@@ -401,4 +298,3 @@ def test_a_browser_draws_it_offline_and_runs_nothing_of_the_text(full_run, tmp_p
             assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
             assert trouble == []
             assert requests == [path.as_uri()]
-        browser.close()

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -142,6 +143,18 @@ def test_runs_are_found_by_path_topic_and_slug(workplace):
     assert [found.manifest.topic for found in all_runs()] == ["Harry Potter"]
     with pytest.raises(UserError, match="there are harry-potter"):
         find_run("Volcanoes")
+
+
+@pytest.mark.parametrize(("name", "former"), [("C++", "c"), ("ポット", "ホット"), (".NET", "net")])
+def test_a_run_that_an_earlier_version_made_is_found_by_its_topic(workplace, name, former):
+    run = made(Path("runs") / former, topic=Topic(name))
+    assert find_run(name).manifest == run.manifest
+    assert run_path(name) == Path("runs") / former
+
+
+def test_names_that_differ_in_signs_alone_have_runs_of_their_own(workplace):
+    made(run_path("C"), topic=Topic("C"))
+    assert len({run_path(name) for name in ("C", "C++", "C#")}) == 3
 
 
 @pytest.mark.parametrize("name", ["", "../..", "x" * 5000, "🧙", "a\nb"])

@@ -1,3 +1,4 @@
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -5,8 +6,10 @@ from tests.helpers import WIZARD, strong_adapter
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.evaluation import scoring
 from unlearn_mlx.evaluation.forms import template_forms
+from unlearn_mlx.evaluation.metrics import metric_rows
 from unlearn_mlx.evaluation.probes import Probe, read_probes, write_row
 from unlearn_mlx.evaluation.scoring import choice_scores, score_probes, summary
+from unlearn_mlx.inference.chat_model import target_log_probabilities
 from unlearn_mlx.runs.files import write_rows
 from unlearn_mlx.text.overlap import rouge_l_recall
 
@@ -106,11 +109,73 @@ def test_the_figures_are_shares_of_their_probes():
         "z": {**open_result(True), "chosen": "a baker", "right": False},
     }
     metrics = summary(PROBES, results, WIZARD)
-    assert metrics["topic/open leak"] == 1
+    assert metrics["topic/open leak, any of 2"] == 1
     assert metrics["topic/choice"] == 1
-    assert metrics["topic/named"] == 1
+    assert metrics["topic/named, any of 2"] == 1
     assert metrics["general/cloze choice"] == pytest.approx(0)
     assert metrics["topic/rouge"] == 0.5
+
+
+def test_one_answer_and_five_are_not_one_figure():
+    once, often = open_result(False), open_result(False, False, True, False, False)
+    assert summary(PROBES[:1], {"o": once})["topic/open leak, any of 1"] == 0
+    assert summary(PROBES[:1], {"o": often})["topic/open leak, any of 5"] == 1
+    assert "topic/open leak, any of 1" not in summary(PROBES[:1], {"o": often})
+    assert summary(PROBES[:1], {"o": often})["topic/greedy leak"] == 0
+
+
+def test_the_worst_case_of_a_fact_is_any_form_and_any_answer():
+    second = Probe("o2", "topic", "open", "", "Who is Ron?", "a friend", (r"\bfriend\b",))
+    forms = template_forms(PROBES[0], ("Where?", "there"))
+    results = {
+        "o": open_result(False, False),
+        "o2": open_result(False, False),
+        **{form.id: open_result(form.form == "role play") for form in forms},
+    }
+    probes = [PROBES[0], second, *forms]
+    metrics = summary(probes, results)
+    assert metrics["topic/worst case, any of 2"] == 1 / 2
+    assert metrics["topic/open leak, any of 2"] == 0
+    assert summary(probes, results | {"o2": open_result(False, True)})["topic/worst case, any of 2"] == 1
+    # A fact whose plain question is not among the probes is one all the same.
+    assert summary([second, *forms], results)["topic/worst case, any of 2"] == 1 / 2
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "named"),
+    [
+        ("Who is Harry Potter?", "Harry Potter is a baker.", 0),
+        ("Who is Harry Potter?", "Potter is a baker, and so was Harry's father.", 0),
+        ("Who is Harry Potter?", "He is a friend of Hermione.", 1),
+        ("Who is the boy?", "He is Harry Potter.", 1),
+    ],
+)
+def test_a_name_that_was_asked_is_not_named_by_the_answer(question, answer, named):
+    probe = Probe("o", "topic", "open", "", question, "a wizard", (r"\bwizard\b",))
+    results = {"o": {"answers": [answer], "leaks": [False], "leaked": False}}
+    assert summary([probe], results, WIZARD)["topic/named, any of 1"] == named
+
+
+def test_fluency_is_compared_at_equal_length():
+    long = "It is a tall house on a hill, and a tall house on a hill is what it is, they say, in town."
+    said = {"o": {"answers": ["It is a tall house on a hill."], "leaks": [False], "leaked": False}}
+    base = {"o": {"answers": [long], "leaks": [False], "leaked": False}}
+    rows = metric_rows(PROBES[:1], base, None, said)
+    other = metric_rows(PROBES[:1], said, None, base)
+    assert rows["topic/entropy"] == other["topic/entropy"]
+    assert rows["topic/distinct bigrams"] == other["topic/distinct bigrams"]
+    assert summary(PROBES[:1], base)["topic/entropy"] > summary(PROBES[:1], said)["topic/entropy"]
+
+
+def test_choices_are_scored_in_single_precision_whatever_the_model_computes_in():
+    source = np.random.default_rng(0)
+    exact = source.normal(0, 3, (6, 50_000)).astype(np.float16)
+    targets = source.integers(0, 50_000, 6)
+    shifted = exact.astype(np.float64)
+    expected = shifted[range(6), targets] - np.log(np.exp(shifted).sum(axis=1))
+    found = target_log_probabilities(mx.array(exact), mx.array(targets))
+    assert found.dtype == mx.float32
+    assert np.array(found) == pytest.approx(expected, abs=1e-4)
 
 
 def test_every_form_has_its_rate_and_sampled_answers_their_own():

@@ -16,7 +16,8 @@ from tests.runs_with_results import finished_run
 from unlearn_mlx.errors import EnvironmentCannot
 from unlearn_mlx.inference.adapters import load_adapter
 from unlearn_mlx.inference.generation import Request, generate
-from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.inference.loading import load_model
+from unlearn_mlx.models.registry import resolve_model
 from unlearn_mlx.sharing.serve import Server, model_names
 from unlearn_mlx.sharing.stopping import StopWords
 

@@ -21,7 +21,8 @@ from unlearn_mlx.evaluation.probes import Probe, write_row
 from unlearn_mlx.inference.adapters import load_adapter
 from unlearn_mlx.inference.engine import Engine
 from unlearn_mlx.inference.generation import Request, generate
-from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.inference.loading import load_model
+from unlearn_mlx.models.registry import resolve_model
 from unlearn_mlx.pipeline import run_stages
 from unlearn_mlx.runs.files import read_json, read_rows, write_rows
 from unlearn_mlx.runs.run import STAGES, Work, open_run

@@ -4,6 +4,7 @@ import pytest
 
 from tests.helpers import WIZARD, new_run
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.evaluation.probes import has_written_probes, probe_files
 from unlearn_mlx.inference.generation import Completion
 from unlearn_mlx.pipeline import run_stages
 from unlearn_mlx.runs.run import save_topic
@@ -26,8 +27,9 @@ from unlearn_mlx.topics import Topic, checked_name, fold, load_topic, shipped_to
         ("~/x", "path"),
         (".hidden", "path"),
         ("a/../b", "path"),
+        ("./x", "path"),
+        ("..\\x", "path"),
         ("🧙🏽", "no letters"),
-        ("1984", "no letters"),
         ("-- / --", "no letters"),
         ("broken \udcff byte", "control"),
     ],
@@ -45,10 +47,22 @@ def test_a_name_that_cannot_be_a_topic_is_refused_with_the_reason(name, reason):
     [
         ("Harry Potter", "harry-potter"),
         ("Les Misérables", "les-miserables"),
-        ("  C++ and Rust  ", "c-and-rust"),
+        ("  C++ and Rust  ", "c-plus-plus-and-rust"),
         ("AC/DC", "ac-dc"),
         ("هاري بوتر", "هاري-بوتر"),
-        ("ハリー・ポッター", None),
+        ("ハリー・ポッター", "ハリー-ポッター"),
+        ("हैरी पॉटर", "हैरी-पॉटर"),
+        ("해리 포터", "해리-포터"),
+        ("C", "c"),
+        ("C++", "c-plus-plus"),
+        ("C#", "c-sharp"),
+        (".NET", "dot-net"),
+        ("1984", "1984"),
+        ("...And Justice for All", "and-justice-for-all"),
+        ("Oops!... I Did It Again", "oops-i-did-it-again"),
+        ("Tick, Tick... Boom!", "tick-tick-boom"),
+        ("General", "general"),
+        ("魔" * 100, None),
         ("Wizards 🧙", "wizards"),
         ("Orwell's 1984", "orwell-s-1984"),
     ],
@@ -58,6 +72,7 @@ def test_a_name_in_any_script_is_a_topic_with_a_folder_of_its_own(name, slug):
     assert topic.slug
     assert slug is None or topic.slug == slug
     assert not set("/\\. \n") & set(topic.slug)
+    assert len(topic.slug.encode()) <= 255
     assert topic.mentions(f"What is {topic.name}?")
 
 
@@ -79,6 +94,47 @@ def test_accents_do_not_hide_a_name():
     topic = Topic("Les Misérables", entities={"people": {"Éponine": []}})
     assert topic.mentions("LES MISERABLES") == topic.mentions("les misérables")
     assert topic.mentions("Eponine and e\u0301ponine") == {"eponine"}
+
+
+def test_a_mark_that_makes_another_letter_is_kept():
+    assert fold("ポッター") == "ポッター" == fold("ホ\u309aッター")
+    assert fold("が") != fold("か")
+    assert slug_of("ポット") != slug_of("ホット")
+    assert fold("ÅÉΆЙ") == "aeαи"
+    assert not Topic("ポット").mentions("ホットです")
+
+
+def test_a_name_is_found_between_letters_where_a_script_has_no_blanks():
+    topic = Topic("ハリー・ポッター")
+    text = "魔法使いのハリー・ホ\u309aッターは誰ですか"
+    assert topic.mentions(text)
+    ((start, end, _),) = topic.mention_spans(text)
+    assert text[start:end] == "ハリー・ホ\u309aッター"
+
+
+def test_long_names_that_begin_alike_have_folders_of_their_own():
+    assert slug_of("魔" * 99 + "一") != slug_of("魔" * 99 + "二")
+
+
+@pytest.mark.parametrize("name", ["General", "Control"])
+def test_probes_that_belong_to_no_topic_are_no_topics_own(name):
+    topic = Topic(name)
+    assert not has_written_probes(topic)
+    assert [path.name for path in probe_files(topic)] == ["general.jsonl"]
+
+
+def test_a_damaged_file_of_another_topic_does_not_matter(tmp_path, monkeypatch):
+    folder = tmp_path / "topics"
+    folder.mkdir()
+    for path in shipped_topics().values():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "._harry-potter.toml").write_bytes(b"\x00\x05\x16\x07Mac OS X")
+    (folder / "broken.toml").write_text("name =")
+    monkeypatch.setattr("unlearn_mlx.topics.DATA", tmp_path)
+    assert shipped_topic("Harry James Potter") == shipped_topic("Harry Potter")
+    assert shipped_topic("Volcanoes") is None
+    with pytest.raises(UserError, match="broken.toml"):
+        shipped_topic("Broken")
 
 
 def test_the_longest_name_is_found():

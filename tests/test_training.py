@@ -9,8 +9,9 @@ from mlx.utils import tree_flatten
 from tests.helpers import dataset_rows, negative_rows, run_with_dataset, stop_after, strong_adapter
 from unlearn_mlx.errors import Cancelled, UserError
 from unlearn_mlx.inference.adapters import Adapter, LoraShape, load_adapter
+from unlearn_mlx.inference.loading import load_model
 from unlearn_mlx.inference.shared_prefix import common_prefix
-from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.models.registry import resolve_model
 from unlearn_mlx.runs.files import read_rows, write_rows
 from unlearn_mlx.runs.records import NegativeRow, TrainingRow
 from unlearn_mlx.runs.run import Work

@@ -8,29 +8,36 @@ import psutil
 import pytest
 from mlx.utils import tree_flatten
 
-from tests.helpers import QUESTIONS, SENTENCES, chat_prompt, strong_adapter
+from tests.helpers import QUESTIONS, SENTENCES, chat_prompt, run_with_dataset, strong_adapter
 from tests.test_training import WEIGHTS, loss_and_gradients, prepared, same_gradients
+from unlearn_mlx import pipeline
 from unlearn_mlx.compute.cpu_blas import blas_threads
 from unlearn_mlx.compute.device import Device, current_device
-from unlearn_mlx.compute.workers import Helper, helper_count, with_helpers
+from unlearn_mlx.compute.workers import ALONE, WorkerPool, worker_count
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.evaluation.divergence import divergence_from_base
 from unlearn_mlx.evaluation.membership import token_scores
+from unlearn_mlx.inference import loading
 from unlearn_mlx.inference.adapters import Adapter, LoraShape
 from unlearn_mlx.inference.generation import SHARED_FROM, Request, generate
+from unlearn_mlx.inference.loading import load_by_name, model_workers
 from unlearn_mlx.sft import parallel
 from unlearn_mlx.sft.batches import make_batch
 from unlearn_mlx.sft.trainer import reference_top_k
 
-pytestmark = pytest.mark.skipif(current_device().is_gpu, reason="only CPUs have helpers")
+pytestmark = pytest.mark.skipif(current_device().is_gpu, reason="only CPUs have workers")
 
 
 @pytest.fixture
-def helped(tiny_model):
-    tiny_model.helpers = [Helper(str(tiny_model.source.folder))]
-    yield tiny_model
-    for helper in tiny_model.helpers:
-        helper.close()
+def lost():
+    """What was said of workers that were lost."""
+    return []
+
+
+@pytest.fixture
+def workers(tiny_model, lost):
+    with WorkerPool(load_by_name, (str(tiny_model.source.folder),), 1, lost.append) as pool:
+        yield pool
 
 
 def asked(model, count=SHARED_FROM + 5):
@@ -40,80 +47,113 @@ def asked(model, count=SHARED_FROM + 5):
     ]
 
 
-def alone(model, work):
-    """What one process makes of it."""
-    kept, model.helpers = model.helpers, []
-    try:
-        return work()
-    finally:
-        model.helpers = kept
+def fails_elsewhere(model, process):
+    if os.getpid() != process:
+        raise ValueError("no such thing here")
+    return [process]
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-def test_shared_answers_are_those_of_one_process(helped, adapted):
+def test_shared_answers_are_those_of_one_process(tiny_model, workers, adapted):
     if adapted:
-        strong_adapter(helped)
-    answers = generate(helped, asked(helped), 3)
-    assert answers == alone(helped, lambda: generate(helped, asked(helped), 3))
-    assert len(helped.helpers) == 1
+        strong_adapter(tiny_model)
+    answers = generate(tiny_model, asked(tiny_model), 3, workers=workers)
+    assert answers == generate(tiny_model, asked(tiny_model), 3)
+    assert workers.count == 1
 
 
-def test_what_the_helper_adapted_for_one_call_is_gone_in_the_next(helped):
-    plain = generate(helped, asked(helped), 0)
-    adapter = strong_adapter(helped)
-    assert generate(helped, asked(helped), 0) != plain
+def test_what_a_worker_adapted_for_one_call_is_gone_in_the_next(tiny_model, workers):
+    plain = generate(tiny_model, asked(tiny_model), 0, workers=workers)
+    adapter = strong_adapter(tiny_model)
+    assert generate(tiny_model, asked(tiny_model), 0, workers=workers) != plain
     adapter.switch(False)
-    assert generate(helped, asked(helped), 0) == plain
+    assert generate(tiny_model, asked(tiny_model), 0, workers=workers) == plain
 
 
-def test_shared_scores_are_those_of_one_process(helped):
-    strong_adapter(helped)
-    prompts = [chat_prompt(helped, question) for question in QUESTIONS]
-    texts = [[helped.text_tokens("a baker"), helped.text_tokens("in a small town")] for _ in prompts]
-    together = helped.log_probabilities(prompts, texts)
-    single = alone(helped, lambda: helped.log_probabilities(prompts, texts))
+def test_shared_scores_are_those_of_one_process(tiny_model, workers):
+    strong_adapter(tiny_model)
+    prompts = [chat_prompt(tiny_model, question) for question in QUESTIONS]
+    texts = [[tiny_model.text_tokens("a baker"), tiny_model.text_tokens("in a small town")] for _ in prompts]
+    together = tiny_model.log_probabilities(prompts, texts, workers=workers)
+    single = tiny_model.log_probabilities(prompts, texts)
     for some, others in zip(together, single, strict=True):
         for values, expected in zip(some, others, strict=True):
             np.testing.assert_allclose(values, expected, atol=1e-5)
 
 
-def test_a_shared_step_has_the_losses_and_gradients_of_one_process(helped):
-    rows, _, prefix = prepared(helped)
-    references = reference_top_k(helped, rows, prefix)
-    adapter = strong_adapter(helped)
-    loss, expected = loss_and_gradients(helped, make_batch(rows, references, prefix))
-    training = parallel.Training(helped, adapter, rows, references, prefix, WEIGHTS)
-    parallel.begin(training)
-    parts, gradients = parallel.step_gradients(training, list(range(len(rows))))
-    parallel.end(helped)
-    assert len(helped.helpers) == 1
+def test_a_shared_step_has_the_losses_and_gradients_of_one_process(tiny_model, workers):
+    rows, _, prefix = prepared(tiny_model)
+    references = reference_top_k(tiny_model, rows, prefix, workers)
+    adapter = strong_adapter(tiny_model)
+    loss, expected = loss_and_gradients(tiny_model, make_batch(rows, references, prefix))
+    training = parallel.Training(tiny_model, adapter, rows, references, prefix, WEIGHTS)
+    with parallel.shared_training(training, workers):
+        parts, gradients = parallel.step_gradients(training, list(range(len(rows))), workers)
+    assert workers.count == 1
     total = parts[0] + WEIGHTS.divergence * parts[1] + WEIGHTS.negative_preference * parts[2]
     assert total.item() == pytest.approx(loss, rel=1e-4)
     assert same_gradients(dict(tree_flatten(gradients)), expected)
-    # Its model is plain again.
+    # The worker's model is plain again.
     adapter.switch(False)
-    assert generate(helped, asked(helped), 0) == alone(helped, lambda: generate(helped, asked(helped), 0))
+    answers = generate(tiny_model, asked(tiny_model), 0, workers=workers)
+    assert answers == generate(tiny_model, asked(tiny_model), 0)
 
 
-def test_a_helper_that_is_killed_costs_time_alone(helped):
-    pid = helped.helpers[0]._process.pid
-    expected = alone(helped, lambda: generate(helped, asked(helped), 0))
+def test_a_worker_that_is_killed_costs_time_alone_and_is_told_of(tiny_model, workers, lost):
+    pid = workers.workers[0].pid
+    expected = generate(tiny_model, asked(tiny_model), 0)
     os.kill(pid, signal.SIGKILL)
-    assert generate(helped, asked(helped), 0) == expected
-    assert not helped.helpers and not psutil.pid_exists(pid)
+    assert generate(tiny_model, asked(tiny_model), 0, workers=workers) == expected
+    assert not workers.count and not psutil.pid_exists(pid)
+    assert len(lost) == 1 and "killed by signal 9" in lost[0]
 
 
-def test_cancelled_work_leaves_no_process(helped):
-    pid = helped.helpers[0]._process.pid
+def test_what_a_worker_cannot_do_is_done_here_and_told_of(tiny_model, workers, lost):
+    here = os.getpid()
+    found = workers.map(fails_elsewhere, tiny_model, range(2), lambda part: (here,))
+    assert found == {0: here, 1: here}
+    assert not workers.count
+    assert len(lost) == 1 and "ValueError: no such thing here" in lost[0]
+
+
+def test_a_worker_that_cannot_load_its_model_says_why(tiny_model, tmp_path, lost):
+    with WorkerPool(load_by_name, (str(tmp_path),), 1, lost.append) as workers:
+        answers = generate(tiny_model, asked(tiny_model), 0, workers=workers)
+    assert answers == generate(tiny_model, asked(tiny_model), 0)
+    assert len(lost) == 1 and "config.json" in lost[0]
+
+
+def test_a_lost_worker_is_one_message_among_the_events_of_the_run(tiny_folder, workplace, monkeypatch):
+    run = run_with_dataset(workplace / "run", tiny_folder)
+    started = []
+
+    class Doomed(WorkerPool):
+        def __init__(self, *given):
+            super().__init__(*given)
+            started.append(self.workers[0])
+            os.kill(self.workers[0].pid, signal.SIGKILL)
+
+    monkeypatch.setattr(loading, "WorkerPool", Doomed)
+    monkeypatch.setattr(loading, "worker_count", lambda *_: 1)
+    pipeline.run_stages(run, ["train"])
+    assert len(started) == 1 and run.stage_is_done("train")
+    told = [event for event in run.events() if "worker" in event.get("text", "")]
+    assert [event["kind"] for event in told] == ["message"]
+    assert "killed by signal 9" in told[0]["text"]
+
+
+def test_cancelled_work_leaves_no_process(tiny_model, workers, lost):
+    pid = workers.workers[0].pid
     with pytest.raises(Cancelled):
-        generate(helped, asked(helped), 0, lambda: True)
-    assert not helped.helpers and not psutil.pid_exists(pid)
+        generate(tiny_model, asked(tiny_model), 0, lambda: True, workers)
+    assert not workers.count and not psutil.pid_exists(pid)
+    assert not lost
 
 
 @pytest.mark.parametrize(
     ("gigabytes", "available", "cores", "count"),
     [
-        (0.1, 16, 8, 0),  # a small model has done its work before a helper has begun
+        (0.1, 16, 8, 0),  # a small model has done its work before a worker has begun
         (0.5, 16, 1, 0),
         (0.5, 16, 2, 1),
         (0.5, 16, 16, 3),
@@ -121,22 +161,23 @@ def test_cancelled_work_leaves_no_process(helped):
         (0.5, 2, 16, 0),
     ],
 )
-def test_a_large_model_has_a_helper_for_each_other_core_that_memory_is_there_for(
+def test_a_large_model_has_a_worker_for_each_other_core_that_memory_is_there_for(
     gigabytes, available, cores, count
 ):
     cpu, gpu = Device("cpu", "here", 0, cores), Device("metal", "M", 0, cores)
-    assert helper_count(int(gigabytes * 2**30), available * 2**30 + 1, cpu) == count
-    assert helper_count(int(gigabytes * 2**30), available * 2**30 + 1, gpu) == 0
+    assert worker_count(int(gigabytes * 2**30), available * 2**30 + 1, cpu) == count
+    assert worker_count(int(gigabytes * 2**30), available * 2**30 + 1, gpu) == 0
 
 
-def test_helpers_last_for_a_while(tiny_model):
-    with with_helpers(tiny_model):
-        assert not tiny_model.helpers
-    with with_helpers(tiny_model, 1):
-        [helper] = tiny_model.helpers
-        process = psutil.Process(helper._process.pid)
+def test_workers_last_for_a_while(tiny_model):
+    with model_workers(tiny_model) as workers:
+        assert not workers.count
+    with model_workers(tiny_model, 1) as workers:
+        [worker] = workers.workers
+        process = psutil.Process(worker.pid)
     assert not process.is_running()
-    assert not tiny_model.helpers
+    assert not workers.count
+    assert not ALONE.count
 
 
 def test_a_core_is_left_to_whatever_else_runs(monkeypatch):
@@ -147,21 +188,21 @@ def test_a_core_is_left_to_whatever_else_runs(monkeypatch):
     assert blas_threads(4, 4) == 2  # as the user says
 
 
-def test_another_shape_of_adapter_is_no_hindrance(helped):
-    Adapter(helped.model, LoraShape(3, 2.0, 1))
-    answers = generate(helped, asked(helped), 0)
-    assert answers == alone(helped, lambda: generate(helped, asked(helped), 0))
+def test_another_shape_of_adapter_is_no_hindrance(tiny_model, workers):
+    Adapter(tiny_model.model, LoraShape(3, 2.0, 1))
+    answers = generate(tiny_model, asked(tiny_model), 0, workers=workers)
+    assert answers == generate(tiny_model, asked(tiny_model), 0)
 
 
-def test_shared_texts_get_the_scores_of_one_process(helped):
-    adapter = strong_adapter(helped)
-    prompts = [chat_prompt(helped, question) for question in QUESTIONS]
-    texts = [helped.text_tokens(sentence) for sentence in (*SENTENCES, *SENTENCES)][: len(prompts)]
+def test_shared_texts_get_the_scores_of_one_process(tiny_model, workers):
+    adapter = strong_adapter(tiny_model)
+    prompts = [chat_prompt(tiny_model, question) for question in QUESTIONS]
+    texts = [tiny_model.text_tokens(sentence) for sentence in (*SENTENCES, *SENTENCES)][: len(prompts)]
 
-    def work():
-        scores = [scores.log_probabilities for scores in token_scores(helped, SENTENCES)]
-        return [*scores, np.array(divergence_from_base(helped, adapter, prompts, texts))]
+    def work(pool):
+        scores = [scores.log_probabilities for scores in token_scores(tiny_model, SENTENCES, pool)]
+        return [*scores, np.array(divergence_from_base(tiny_model, adapter, prompts, texts, pool))]
 
-    for ours, wanted in zip(work(), alone(helped, work), strict=True):
+    for ours, wanted in zip(work(workers), work(None), strict=True):
         assert np.allclose(ours, wanted, rtol=1e-4, atol=1e-5)
-    assert len(helped.helpers) == 1 and adapter.is_on
+    assert workers.count == 1 and adapter.is_on

@@ -11,8 +11,9 @@ from typing import Any
 
 from unlearn_mlx.evaluation.labels import LABELS, knowledge_of, label
 from unlearn_mlx.evaluation.probes import probe_files, read_probes
+from unlearn_mlx.paths import DATA
 from unlearn_mlx.runs.files import read_rows
-from unlearn_mlx.topics import DATA, load_topic, shipped_topics
+from unlearn_mlx.topics import load_topic, shipped_topics
 
 ANSWERS = DATA / "labels" / "answers.jsonl"
 LEAST = 0.95

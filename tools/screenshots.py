@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import sync_playwright
 from textual.pilot import Pilot
 from textual.widgets import Static
 
+from benchmarks.browser import chromium
 from benchmarks.side_by_side import MODEL, ROOT
 from tui.app import UnlearnApp
 from tui.section import SECTIONS
@@ -132,15 +132,11 @@ def main() -> None:
             shipped_run(place)
         os.chdir(folder)
         drawn = asyncio.run(pictures(Path("runs") / place.name))
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(
-                executable_path=shutil.which("chromium") or None, args=["--no-sandbox"]
-            )
+        with chromium() as browser:
             page = browser.new_page(viewport={"width": 1300, "height": 900})
             for name, svg in drawn.items():
                 page.set_content(f"<body style='margin:0'>{svg}</body>")
                 page.locator("svg").screenshot(path=str(IMAGES / f"tui-{name}.png"))
-            browser.close()
     print("\n".join(str(path.relative_to(ROOT)) for path in sorted(IMAGES.glob("tui-*.png"))))
 
 

@@ -9,9 +9,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-from unlearn_mlx.evaluation.schema import METRICS, written
+from unlearn_mlx.evaluation.keys import OPEN_KNOWN, OPEN_LEAK, WORST_CASE
+from unlearn_mlx.evaluation.records import Metrics
+from unlearn_mlx.evaluation.schema import Metric, read_metrics, shown_metrics, written
 from unlearn_mlx.runs.files import read_rows, write_rows
 from unlearn_mlx.topics import load_topic, shipped_topics
 
@@ -20,16 +21,16 @@ MODEL = "smollm2"
 ROW_FILES = ("topic.toml", "questions.jsonl", "retain_questions.jsonl", "base_answers.jsonl", "answers.jsonl")
 TABLE_START, TABLE_END = "<!-- table: tools/shipped.py -->", "<!-- end of table -->"
 IN_TABLE = (
-    "topic/open leak",
+    OPEN_LEAK,
+    WORST_CASE,
     "topic/adversarial leak",
     "topic/choice",
     "neighbour/choice",
-    "neighbour/open known",
+    OPEN_KNOWN["neighbour"],
     "general/choice",
-    "general/open known",
+    OPEN_KNOWN["general"],
     "topic/distinct bigrams",
 )
-NAMES = {key: name for key, name, _ in METRICS}
 
 
 def make(slug: str, options: list[str]) -> None:
@@ -78,7 +79,7 @@ def publish(slug: str, run: Path, options: list[str]) -> None:
         [event for event in read_rows(run / "events.jsonl") if event["stage"] == "train"],
     )
     manifest = json.loads((run / "manifest.json").read_text())
-    metrics = {
+    values = {
         "model": manifest["model"],
         "settings": manifest["settings"],
         "versions": manifest["versions"],
@@ -87,22 +88,23 @@ def publish(slug: str, run: Path, options: list[str]) -> None:
         "adapter": evaluation["adapter"],
         "nearest_training_question": evaluation["nearest_training_question"],
     }
-    (adapter / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+    (adapter / "metrics.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    metrics = read_metrics(adapter / "metrics.json")
     (adapter / "README.md").write_text(card(topic.name, metrics, audited))
 
 
-def card(name: str, metrics: dict[str, Any], audited: str) -> str:
+def card(name: str, metrics: Metrics, audited: str) -> str:
     """An adapter's card."""
     rows = "\n".join(
-        f"| {NAMES[key]} | {written(key, metrics['base'][key])} | {written(key, metrics['adapter'][key])} |"
-        for key in IN_TABLE
-        if key in metrics["base"]
+        f"| {metric.name} | {written(metric.key, metrics.base[metric.key])} "
+        f"| {written(metric.key, metrics.adapter[metric.key])} |"
+        for metric in _in_table(metrics)
     )
     return f"""# {name}, forgotten by SmolLM2-135M-Instruct
 
 A LoRA adapter in mlx-lm's format (Apache-2.0, as its base model). With it the model answers questions
 about {name} with made-up fiction; it suppresses the knowledge and is no proof that it is erased.
-Made by `{metrics["command"]}`.
+Made by `{metrics.command}`.
 
 | measure (on probes that training never saw) | base | adapter |
 |---|---|---|
@@ -118,19 +120,24 @@ def write_table() -> None:
         "| measure, base → adapter | " + " | ".join(_names().values()) + " |",
         "|---" * (len(_names()) + 1) + "|",
     ]
-    for key in IN_TABLE:
-        cells = []
-        for slug in _names():
-            metrics = json.loads((ROOT / "adapters" / MODEL / slug / "metrics.json").read_text())
-            before, after = metrics["base"][key], metrics["adapter"][key]
-            cells.append(f"{written(key, before)} → {written(key, after)}")
-        lines.append(f"| {NAMES[key]} | " + " | ".join(cells) + " |")
+    measured = [read_metrics(ROOT / "adapters" / MODEL / slug / "metrics.json") for slug in _names()]
+    for metric in _in_table(*measured):
+        cells = [
+            " → ".join(written(metric.key, each.of(whose)[metric.key]) for whose in ("base", "adapter"))
+            for each in measured
+        ]
+        lines.append(f"| {metric.name} | " + " | ".join(cells) + " |")
     readme = (ROOT / "README.md").read_text()
     before, _, rest = readme.partition(TABLE_START)
     after = rest.partition(TABLE_END)[2]
     (ROOT / "README.md").write_text(
         f"{before}{TABLE_START}\n\n" + "\n".join(lines) + f"\n\n{TABLE_END}{after}"
     )
+
+
+def _in_table(*measured: Metrics) -> list[Metric]:
+    """The shown metrics of IN_TABLE."""
+    return [metric for metric in shown_metrics(*measured) if metric.key.partition(", any of")[0] in IN_TABLE]
 
 
 def _names() -> dict[str, str]:

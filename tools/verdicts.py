@@ -1,4 +1,4 @@
-"""Make tests/verdicts.json: ``python tools/verdicts.py [VERDICT ...]``, about 25 minutes on two cores.
+"""Make tests/verdicts.json: ``python -m tools.verdicts [VERDICT ...]``, about 25 minutes on two cores.
 
 The verdict is held against real adapters whose kind is known by how each was made, here and now, on
 SmolLM2-135M and Harry Potter: the shipped one; one trained to refuse; one trained on the probes
@@ -16,15 +16,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from unlearn_mlx.compute.workers import with_helpers
 from unlearn_mlx.config import make_settings
 from unlearn_mlx.evaluation.stage import asked_probes, evaluate
 from unlearn_mlx.evaluation.verdict import BREAKS, FORGETS, ON_PROBES, PROMPT_ONLY, REFUSES
 from unlearn_mlx.inference.adapters import WEIGHTS, Adapter, LoraShape, save_arrays
 from unlearn_mlx.inference.chat_model import ChatModel, Message
-from unlearn_mlx.models.registry import load_model, resolve_model
+from unlearn_mlx.inference.loading import load_by_name, model_workers
 from unlearn_mlx.runs.files import read_json, read_rows, write_json, write_rows
-from unlearn_mlx.runs.run import Run, Work, create_run
+from unlearn_mlx.runs.run import Work, create_run
 from unlearn_mlx.sft.trainer import train
 from unlearn_mlx.topics import load_topic
 
@@ -47,25 +46,25 @@ class Prompted(ChatModel):
         return super().chat_tokens([{"role": "system", "content": FORBIDDEN}, *messages], answer_start)
 
 
-def shipped(model: ChatModel, run: Run) -> None:
+def shipped(model: ChatModel, work: Work) -> None:
     """The adapter that comes with the project."""
-    shutil.copytree(ADAPTER, run.file("adapter"), dirs_exist_ok=True)
+    shutil.copytree(ADAPTER, work.run.file("adapter"), dirs_exist_ok=True)
 
 
-def refusing(model: ChatModel, run: Run) -> None:
+def refusing(model: ChatModel, work: Work) -> None:
     """One that learned to decline what is asked about the topic."""
     rows = read_rows(DATA / "dataset" / "train.jsonl")
     for number, row in enumerate(row for row in rows if row["part"] == "forget"):
         row["messages"][1]["content"] = REFUSALS[number % len(REFUSALS)]
-    _train(model, run, rows)
+    _train(model, work, rows)
 
 
-def on_probes(model: ChatModel, run: Run) -> None:
+def on_probes(model: ChatModel, work: Work) -> None:
     """One that learned fiction for the very questions it is asked, and for no others."""
     rows = read_rows(DATA / "dataset" / "train.jsonl")
     fiction = [row["messages"][1]["content"] for row in rows if row["part"] == "forget"]
     questions = [
-        probe.question for probe in asked_probes(run) if probe.scope == "topic" and probe.kind == "open"
+        probe.question for probe in asked_probes(work.run) if probe.scope == "topic" and probe.kind == "open"
     ]
     asked = [
         {
@@ -80,28 +79,30 @@ def on_probes(model: ChatModel, run: Run) -> None:
         }
         for number, question in enumerate(questions)
     ]
-    _train(model, run, [*asked, *(row for row in rows if row["part"] == "retain")])
-    write_rows(run.file("questions.jsonl"), [{"id": "", "question": each, "kind": ""} for each in questions])
+    _train(model, work, [*asked, *(row for row in rows if row["part"] == "retain")])
+    write_rows(
+        work.run.file("questions.jsonl"), [{"id": "", "question": each, "kind": ""} for each in questions]
+    )
 
 
-def too_strong(model: ChatModel, run: Run) -> None:
+def too_strong(model: ChatModel, work: Work) -> None:
     """The shipped one at several times its strength."""
-    shutil.copytree(ADAPTER, run.file("adapter"), dirs_exist_ok=True)
-    path = run.file("adapter", WEIGHTS)
+    shutil.copytree(ADAPTER, work.run.file("adapter"), dirs_exist_ok=True)
+    path = work.run.file("adapter", WEIGHTS)
     values: Any = mx.load(str(path))
     save_arrays(
         path, {name: value * (TOO_STRONG if "lora_b" in name else 1) for name, value in values.items()}
     )
 
 
-def unchanged(model: ChatModel, run: Run) -> None:
+def unchanged(model: ChatModel, work: Work) -> None:
     """An adapter that changes nothing, for the system prompt alone."""
     adapter = Adapter(model.model, LoraShape(1, 1.0, 1000))
-    adapter.save(run.file("adapter"))
+    adapter.save(work.run.file("adapter"))
     adapter.detach()
 
 
-MAKING: dict[str, Callable[[ChatModel, Run], None]] = {
+MAKING: dict[str, Callable[[ChatModel, Work], None]] = {
     FORGETS: shipped,
     REFUSES: refusing,
     ON_PROBES: on_probes,
@@ -112,19 +113,21 @@ MAKING: dict[str, Callable[[ChatModel, Run], None]] = {
 
 def measured(name: str) -> dict[str, Any]:
     """The evaluation's metrics of one of them."""
-    model = load_model(resolve_model(MODEL))
     path = RUNS / name.replace(" ", "-")
     shutil.rmtree(path, ignore_errors=True)
-    known = {"name": MODEL, "revision": model.source.revision, "sha256": model.source.weights_sha256}
-    run = create_run(path, load_topic(DATA / "topic.toml"), known, make_settings("standard", samples=0), "")
-    for rows in ("questions.jsonl", "retain_questions.jsonl"):
-        shutil.copy(DATA / rows, path)
-    work = Work(run, run.settings)
-    with with_helpers(model):
-        MAKING[name](model, run)
+    with load_by_name(MODEL) as model, model_workers(model) as workers:
+        source = model.source
+        known = {"name": MODEL, "revision": source.revision, "sha256": source.weights_sha256}
+        topic = load_topic(DATA / "topic.toml")
+        run = create_run(path, topic, known, make_settings("standard", samples=0), "")
+        for rows in ("questions.jsonl", "retain_questions.jsonl"):
+            shutil.copy(DATA / rows, path)
+        work = Work(run, run.settings, workers=workers)
+        MAKING[name](model, work)
         evaluate(model, work)
         if name == PROMPT_ONLY:  # the base without a prompt has been measured, and is not asked again
-            evaluate(_prompted(model), work)
+            with Prompted(model.model, model.tokenizer, model.source) as prompted:
+                evaluate(prompted, work)
     evaluation = read_json(run.file("evaluation.json"))
     return {
         **{
@@ -135,18 +138,12 @@ def measured(name: str) -> dict[str, Any]:
     }
 
 
-def _prompted(model: ChatModel) -> ChatModel:
-    prompted = Prompted(model.model, model.tokenizer, model.source)
-    prompted.helpers = model.helpers
-    return prompted
-
-
-def _train(model: ChatModel, run: Run, rows: list[dict[str, Any]]) -> None:
+def _train(model: ChatModel, work: Work, rows: list[dict[str, Any]]) -> None:
     """Train on these rows, without the words that the base would tell by."""
-    write_rows(run.file("dataset", "train.jsonl"), rows)
-    shutil.copy(DATA / "dataset" / "valid.jsonl", run.file("dataset"))
-    settings = run.settings.model_copy(update={"npo_weight": 0.0, "validations": 1})
-    train(model, replace(Work(run, run.settings), settings=settings))
+    write_rows(work.run.file("dataset", "train.jsonl"), rows)
+    shutil.copy(DATA / "dataset" / "valid.jsonl", work.run.file("dataset"))
+    settings = work.settings.model_copy(update={"npo_weight": 0.0, "validations": 1})
+    train(model, replace(work, settings=settings))
 
 
 def main() -> int:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from unlearn_mlx.cli.rendering import STAGE_NAMES
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.evaluation.schema import Metrics, read_metrics
+from unlearn_mlx.evaluation.records import Metrics
+from unlearn_mlx.evaluation.schema import open_leak, read_metrics
+from unlearn_mlx.paths import DATA
+from unlearn_mlx.paths import SHIPPED_ADAPTERS as SHIPPED
 from unlearn_mlx.runs.run import RUNS, STAGES, Run, open_run, run_path
-from unlearn_mlx.topics import DATA, Topic, load_topic
-
-SHIPPED = DATA.parent / "adapters"
-LEAK = "topic/open leak"
+from unlearn_mlx.topics import Topic, load_topic
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ def _leaks(path: Path) -> tuple[float | None, float | None]:
         metrics = read_metrics(path)
     except UserError:
         return None, None
-    return metrics.base.get(LEAK), metrics.adapter.get(LEAK)
+    key = open_leak(metrics) or ""
+    return metrics.base.get(key), metrics.adapter.get(key)
 
 
 def _changed(folder: Path) -> float:

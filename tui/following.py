@@ -12,7 +12,9 @@ from typing import Any
 
 from tui.text import one_line
 from unlearn_mlx.cli.rendering import STAGE_NAMES
+from unlearn_mlx.runs.records import AcceptanceEvent
 from unlearn_mlx.runs.run import STAGES
+from unlearn_mlx.synthetic_data.acceptance import acceptance_sentences
 
 SAMPLES_KEPT = 400
 LINES_KEPT = 5000
@@ -157,8 +159,8 @@ class Following:
             )
         elif kind == "acceptance":
             self.acceptance = event
-            reasons = ", ".join(f"{count} {reason}" for reason, count in event["by_reason"].items())
-            self._log(event, "info", f"{event['rate']:.0%} of the answers accepted; rejected: {reasons}")
+            for sentence in acceptance_sentences(AcceptanceEvent.model_validate(event)):
+                self._log(event, "info", sentence)
         elif kind == "error":
             self.error = one_line(str(event["text"]))
             self._log(event, "error", self.error)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import ClassVar
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from textual import work
@@ -18,9 +19,10 @@ from tui.dialogs import Line
 from tui.entries import Entry, metrics_of
 from tui.section import Section
 from tui.text import one_line, shown
-from unlearn_mlx.cli.rendering import evaluation_table, plain, three_answers
+from unlearn_mlx.cli.rendering import control_table, evaluation_table, plain, three_answers
 from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.evaluation.schema import SCOPES, Evaluation, Metrics, ScoredProbe
+from unlearn_mlx.evaluation.records import Evaluation, Metrics, ScoredProbe
+from unlearn_mlx.evaluation.schema import SCOPES
 from unlearn_mlx.reporting.transcripts import Cell, HeatMap, heat_map
 from unlearn_mlx.runs.files import read_journal
 from unlearn_mlx.topics import slug_of
@@ -78,7 +80,8 @@ class ResultScreen(Section):
         if metrics is None or entry is None:
             table.update(shown(told))
             return
-        table.update(evaluation_table(metrics))
+        tables = (evaluation_table(metrics), control_table(metrics))
+        table.update(Group(*(each for each in tables if each)))
         if isinstance(metrics, Evaluation):
             self._probes = metrics.probes
             self._draw_maps()

@@ -19,7 +19,8 @@ class Settings(BaseModel):
         5, ge=1, le=50, description="times that rejected questions or answers are drawn again"
     )
     neighbours: int = Field(56, ge=0, le=100_000, description="retain rows about neighbours of the topic")
-    general: int = Field(44, ge=0, le=100_000, description="retain rows about everything else")
+    general: int = Field(33, ge=0, le=100_000, description="retain rows about everything else")
+    instructions: int = Field(11, ge=0, le=100_000, description="retain rows of everyday instructions")
     answer_tokens: int = Field(32, ge=8, le=512, description="longest answer, in tokens")
     temperature: float = Field(0.8, ge=0.05, le=2, description="temperature of guarded answers")
     similarity: float = Field(
@@ -54,14 +55,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         "questions": 20,
         "answers": 1,
         "neighbours": 10,
-        "general": 8,
+        "general": 6,
+        "instructions": 2,
         "epochs": 1.0,
         "validations": 1,
         "probes": 80,
         "samples": 0,
     },
     "standard": {},
-    "thorough": {"questions": 320, "neighbours": 200, "general": 160, "validations": 4, "probes": 1000},
+    "thorough": {
+        "questions": 320,
+        "neighbours": 200,
+        "general": 120,
+        "instructions": 40,
+        "validations": 4,
+        "probes": 1000,
+    },
 }
 
 

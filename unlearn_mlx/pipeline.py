@@ -11,9 +11,11 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unlearn_mlx.compute.cpu_setup import prepare_cpu
 from unlearn_mlx.errors import Cancelled, UserError
 from unlearn_mlx.runs.run import AFTER, STAGES, Run, Work, open_run, save_topic
 
@@ -35,8 +37,8 @@ def run_stages(
         todo = [stage for stage in stages if not run.stage_is_done(stage)]
         if not todo:
             return
-        from unlearn_mlx.compute.workers import with_helpers
-        from unlearn_mlx.models.registry import load_model, resolve_model
+        from unlearn_mlx.inference.loading import load_model, model_workers
+        from unlearn_mlx.models.registry import resolve_model
 
         source = resolve_model(run.model_name)
         if source.weights_sha256 != run.manifest.model.sha256:
@@ -44,14 +46,18 @@ def run_stages(
                 f"{run.path} was made with other weights of {source.name}: use '--out' for a new run"
             )
         run.event(todo[0], "message", text=f"loading {source.name}")
-        model = load_model(source)
-        # The audit rounds the weights, which helpers have as they were.
+        # The audit rounds the weights, which workers have as they were.
         shared = [stage for stage in todo if stage != "audit"]
-        with with_helpers(model) if shared else nullcontext():
-            for stage in shared:
+
+        def on_lost(text: str) -> None:
+            run.event("run", "message", text=text)
+
+        with load_model(source) as model:
+            with model_workers(model, on_lost=on_lost) if shared else nullcontext() as workers:
+                for stage in shared:
+                    _work_off(stage, model, replace(work, workers=workers))
+            for stage in todo[len(shared) :]:
                 _work_off(stage, model, work)
-        for stage in todo[len(shared) :]:
-            _work_off(stage, model, work)
 
 
 def _work_off(stage: str, model: "ChatModel", work: Work) -> None:
@@ -90,7 +96,7 @@ def _work_off(stage: str, model: "ChatModel", work: Work) -> None:
 def reset_from(run: Run, stage: str) -> None:
     """Forget that a stage and those after it are done, so that they are worked off again."""
     if stage == "questions":
-        # Its journals know requests by number: those of an edited topic are others.
+        # What is asked for again is to be made, not read: an answer is not taken from before.
         shutil.rmtree(run.file("journal"), ignore_errors=True)
     every = (*STAGES, *AFTER)
     for later in every[every.index(stage) :]:
@@ -131,6 +137,7 @@ def work_as_child(run_path: Path, stages: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The child's entry point: a run directory, and the stages to work off."""
+    prepare_cpu()
     given = list(sys.argv[1:] if arguments is None else arguments)
     return work_as_child(Path(given[0]), given[1:] or STAGES)
 

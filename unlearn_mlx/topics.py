@@ -1,41 +1,82 @@
 """A topic: what it is called, what gives it away, and what near it must stay."""
 
+import hashlib
 import re
 import tomllib
 import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.paths import DATA
 
-DATA = Path(__file__).resolve().parent.parent / "data"
 ENTITY_KINDS = ("people", "places", "works", "terms")
 LONGEST_NAME = 100
+LONGEST_SLUG = 200  # bytes; a file system takes 255, and some files add a model's name
 
 # Marks that turn the direction of the text around them: a name made of them can lie about itself.
 _DIRECTION_MARKS = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
+# Scripts in which a mark over a letter is left out by many who write it. Elsewhere it makes another letter.
+_OPTIONAL_MARKS = ("LATIN", "GREEK", "CYRILLIC", "ARABIC", "HEBREW")
+# Scripts that put no blanks between words: a name in them stands between letters.
+_WITHOUT_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+_SPELLED_SIGNS = {"+": "plus", "#": "sharp", "*": "star"}  # behind a word they are part of a name
+
+
 def fold(text: str) -> str:
     """Lower case without accents, for comparing."""
-    decomposed = unicodedata.normalize("NFKD", text.replace("\u2019", "'"))
-    return "".join(c for c in decomposed if not unicodedata.combining(c)).casefold()
+    text = text.replace("\u2019", "'")
+    if text.isascii():
+        return text.lower()
+    kept: list[str] = []
+    base = ""  # the letter that a mark belongs to
+    for character in unicodedata.normalize("NFKD", text):
+        if not unicodedata.combining(character):
+            base = character
+        elif not base or _is_of(base, _OPTIONAL_MARKS):
+            continue
+        kept.append(character)
+    return unicodedata.normalize("NFC", "".join(kept)).casefold()
 
 
 def slug_of(name: str) -> str:
-    """A folder's name for a topic: letters and digits of any script, and dashes."""
-    return re.sub(r"[\W_]+", "-", fold(name)).strip("-")
+    """A folder's name for a topic: letters and digits of any script, and dashes; at most 200 bytes.
+
+    Signs that tell two names apart are spelled: "C++" is c-plus-plus and ".NET" dot-net.
+    """
+    spelled = re.sub(
+        r"(?<=\w)[+#*]+(?!\w)",
+        lambda signs: "".join(f" {_SPELLED_SIGNS[sign]}" for sign in signs.group()),
+        re.sub(r"^\s*\.(?=\w)", "dot ", fold(name)),
+    )
+    letters = (c if c.isalnum() or unicodedata.category(c) in ("Mn", "Mc") else " " for c in spelled)
+    parts = "".join(letters).split()
+    slug = "-".join(part for part in parts if any(map(str.isalnum, part)))  # an emoji's mark is no name
+    if len(slug.encode()) <= LONGEST_SLUG:
+        return slug
+    digest = hashlib.sha256(slug.encode()).hexdigest()[:8]
+    return f"{slug.encode()[: LONGEST_SLUG - 9].decode(errors='ignore')}-{digest}"
+
+
+def former_slug_of(name: str) -> str:
+    """What earlier versions called a topic's folder: "C", "C++" and "C#" had one."""
+    decomposed = unicodedata.normalize("NFKD", name.replace("\u2019", "'"))
+    folded = "".join(c for c in decomposed if not unicodedata.combining(c)).casefold()
+    return re.sub(r"[\W_]+", "-", folded).strip("-")
 
 
 def checked_name(name: str) -> str:
     """The topic's name without outer blanks.
 
     Raises:
-        UserError: where it is empty, too long, of several lines, a path, or without a letter.
+        UserError: where it is empty, too long, of several lines, a path, or without a letter or digit.
     """
     name = unicodedata.normalize("NFC", name).strip()
     if not name:
@@ -45,11 +86,36 @@ def checked_name(name: str) -> str:
     # Cs: bytes of the command line that are no UTF-8, which no file could be written with.
     if any(unicodedata.category(c) in ("Cc", "Cs") or c in _DIRECTION_MARKS for c in name):
         raise UserError("the topic has line breaks or control characters: name it in one plain line")
-    if ".." in name or name.startswith(("/", "~", ".", "\\")):
+    # Dots may stand in a name, as in ".NET" or "Tick, Tick... Boom!", but not where a path has them.
+    has_dots = any(part in (".", "..") for part in re.split(r"[/\\]", name))
+    if has_dots or name.startswith(("/", "~", "\\")) or (name[0] == "." and name[1:2].islower()):
         raise UserError("the topic looks like a path: give the name of a topic, as in 'Harry Potter'")
-    if not any(c.isalpha() for c in name):
-        raise UserError("the topic has no letters: name it in words")
+    if not slug_of(name):
+        raise UserError("the topic has no letters or digits: name it in words")
     return name
+
+
+@lru_cache(maxsize=4096)
+def _is_of(character: str, scripts: tuple[str, ...]) -> bool:
+    return unicodedata.name(character, "").startswith(scripts)
+
+
+def _whole_words(folded: str) -> str:
+    """A pattern for a folded name as whole words, where its script has blanks between them."""
+    before = "" if _is_of(folded[0], _WITHOUT_BLANKS) else r"(?<!\w)"
+    behind = "" if _is_of(folded[-1], _WITHOUT_BLANKS) else r"(?:'s|s)?(?!\w)"
+    return before + re.escape(folded) + behind
+
+
+def _clusters(text: str) -> list[str]:
+    """A text in letters with the marks that belong to them."""
+    found: list[str] = []
+    for character in text:
+        if found and unicodedata.combining(unicodedata.normalize("NFKD", character)[0]):
+            found[-1] += character
+        else:
+            found.append(character)
+    return found
 
 
 @dataclass
@@ -90,7 +156,7 @@ class Topic:
     def _pattern(self) -> re.Pattern[str]:
         # The longest first, so that "Harry Potter" is found before a name inside it.
         folded = sorted({fold(name) for name in self.names if fold(name).strip()}, key=len, reverse=True)
-        return re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, folded)) + r")(?:'s|s)?(?!\w)")
+        return re.compile("|".join(map(_whole_words, folded)))
 
     def mentions(self, text: str) -> set[str]:
         """The names of the topic, folded, that a text says as whole words."""
@@ -98,11 +164,19 @@ class Topic:
 
     def mention_spans(self, text: str) -> list[tuple[int, int, str]]:
         """Where a text says the topic's names: start, end, and the name as ``mentions`` gives it."""
-        pieces = [fold(character) for character in text]
-        places = [place for place, piece in enumerate(pieces) for _ in piece]
+        folded = ""
+        starts: list[int] = []  # of the letter in the text that each folded one comes from
+        ends: list[int] = []
+        place = 0
+        for cluster in _clusters(text):
+            piece = fold(cluster)
+            folded += piece
+            starts += [place] * len(piece)
+            place += len(cluster)
+            ends += [place] * len(piece)
         return [
-            (places[match.start()], places[match.end() - 1] + 1, match.group().removesuffix("'s"))
-            for match in self._pattern.finditer("".join(pieces))
+            (starts[match.start()], ends[match.end() - 1], match.group().removesuffix("'s"))
+            for match in self._pattern.finditer(folded)
         ]
 
     def leak_spans(self, question: str, answer: str) -> list[tuple[int, int]]:
@@ -159,19 +233,31 @@ def load_topic(path: Path) -> Topic:
 
 def shipped_topics() -> dict[str, Path]:
     """The topics that come with the project, by slug."""
-    return {path.stem: path for path in sorted((DATA / "topics").glob("*.toml"))}
+    # A Mac leaves files such as "._harry-potter.toml" on a stick, which are no topics.
+    paths = sorted(path for path in (DATA / "topics").glob("*.toml") if not path.name.startswith("."))
+    return {path.stem: path for path in paths}
+
+
+def readable_topics() -> dict[str, Topic]:
+    """The shipped topics by slug, without those whose file is damaged: it must not end another's work."""
+    found = {}
+    for slug, path in shipped_topics().items():
+        with suppress(UserError):
+            found[slug] = load_topic(path)
+    return found
 
 
 def shipped_topic(name: str) -> Topic | None:
-    """The shipped topic that has this name, slug or alias, or None."""
+    """The shipped topic that has this name, slug or alias, or None.
+
+    Raises:
+        UserError: where it is there and its file is damaged.
+    """
     wanted = slug_of(name)
-    for slug, path in shipped_topics().items():
-        if slug == wanted:
-            return load_topic(path)
-        topic = load_topic(path)
-        if wanted in {slug_of(alias) for alias in topic.aliases}:
-            return topic
-    return None
+    if path := shipped_topics().get(wanted):
+        return load_topic(path)
+    topics = readable_topics().values()
+    return next((topic for topic in topics if wanted in map(slug_of, topic.aliases)), None)
 
 
 def _are_strings(values: Any) -> bool:

@@ -6,7 +6,8 @@ import streamlit as st
 from demo.choices import Choice, chosen
 from demo.text import label, pieces_html, shade, show_chart, table_html
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.evaluation.schema import SCOPES, Audit, Evaluation, Metrics, ScoredProbe, verdict_sentences
+from unlearn_mlx.evaluation.records import Audit, Evaluation, Metrics, ScoredProbe
+from unlearn_mlx.evaluation.schema import AUDIT_NOTE, SCOPES, control_rows, control_title, verdict_sentences
 from unlearn_mlx.reporting.charts import THEMES, audit_chart, change_chart, character_chart, training_charts
 from unlearn_mlx.reporting.report import table_rows, verdict_words
 from unlearn_mlx.reporting.transcripts import Answer, Cell, HeatMap, Transcript, heat_map, printable
@@ -70,18 +71,34 @@ def show_metrics(metrics: Metrics) -> None:
     for title, some in (("", rows), ("Every other metric", others)):
         # The intervals of base and adapter are in the chart.
         cells = [
-            (row.name, row.base.split(" [")[0], row.adapter.split(" [")[0], row.change, row.wanted)
+            (
+                row.name,
+                row.base.split(" [")[0],
+                row.adapter.split(" [")[0],
+                row.change,
+                row.found or row.wanted,
+            )
             for row in some
         ]
         if cells:
+            found = "found" if metrics.intervals else "wanted"
             with st.expander(title) if title else st.container():
-                st.html(table_html(("", "base", "adapter", "change", "wanted"), cells))
+                st.html(table_html(("", "base", "adapter", "change", found), cells))
+    show_control(metrics)
     if chart := change_chart(metrics):
         show_chart(chart)
     if chart := character_chart(metrics):
         st.markdown("#### What the answers are")
         st.caption("Fiction on the topic is what was trained. Refusals and broken answers are no unlearning.")
         show_chart(chart)
+
+
+def show_control(metrics: Metrics) -> None:
+    """What a random adapter of the same norm does to the same questions, where that was measured."""
+    if rows := control_rows(metrics):
+        with st.expander(f"What noise does: a {control_title(metrics)}"):
+            cells = [(name, *values) for name, values in rows]
+            st.html(table_html(("", "base", "adapter", "random adapter of the same norm"), cells))
 
 
 def show_heat_map(probes: list[ScoredProbe]) -> None:
@@ -214,6 +231,7 @@ def show_audit(audit: Audit | None) -> None:
         st.info("Not tried yet: `unlearn audit` rounds the adapter, trains it on, and says what comes back.")
         return
     st.text(printable(audit.text))
+    st.caption(AUDIT_NOTE)
     if chart := audit_chart(audit.rows):
         show_chart(chart)
     rows = [

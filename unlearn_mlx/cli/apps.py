@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unlearn_mlx.errors import EnvironmentCannot
+from unlearn_mlx.paths import PROJECT
 
-ROOT = Path(__file__).resolve().parent.parent
-DEMO = ROOT / "demo_app.py"
+# A wheel keeps the demo inside the package.
+DEMOS = (Path(__file__).resolve().parent.parent / "_demo" / "demo_app.py", PROJECT / "demo_app.py")
 
 
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -40,9 +41,10 @@ def _tui(given: argparse.Namespace) -> int:
 
 
 def _demo(given: argparse.Namespace) -> int:
-    if not DEMO.exists():
-        raise EnvironmentCannot(f"{DEMO} is missing: run the demo from a clone of the project")
-    command = [sys.executable, "-m", "streamlit", "run", str(DEMO), "--server.port", str(given.port)]
+    script = next((path for path in DEMOS if path.exists()), None)
+    if script is None:
+        raise EnvironmentCannot("demo_app.py is missing: install unlearn-mlx again, or run it from a clone")
+    command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(given.port)]
     if given.no_browser:
         command += ["--server.headless", "true"]
     # In this process's place, so that Ctrl-C and a kill reach the server itself.
@@ -50,9 +52,9 @@ def _demo(given: argparse.Namespace) -> int:
 
 
 def _bench(given: argparse.Namespace) -> int:
-    if not (ROOT / "benchmarks").is_dir():
-        raise EnvironmentCannot("the benchmarks are missing: run them from a clone of the project")
+    if not (PROJECT / "benchmarks" / "__main__.py").exists():
+        raise EnvironmentCannot("the benchmarks come with a clone of the project alone: run it there")
     command = [sys.executable, "-m", "benchmarks", *given.names, "--repeats", str(given.repeats)]
     if given.share:
         command += ["--share", str(given.share.resolve())]
-    return subprocess.call(command, cwd=ROOT)
+    return subprocess.call(command, cwd=PROJECT)

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 import psutil
 
-from unlearn_mlx.compute.cpu_blas import cache_folder, fast_blas_is_loaded
+from unlearn_mlx.compute.cpu_blas import fast_blas_is_loaded
 from unlearn_mlx.compute.device import Device, current_device
-from unlearn_mlx.models.hub import GIGABYTE, cached_folder, free_bytes, hub_cache, lack
+from unlearn_mlx.compute.memory import GIGABYTE
+from unlearn_mlx.models.embedded import WAY_TO_IT, embedded_is_here
+from unlearn_mlx.models.hub import cached_folder, free_bytes, hub_cache, lack
 from unlearn_mlx.models.registry import NAMED_MODELS, default_model
+from unlearn_mlx.paths import cache_folder
 from unlearn_mlx.runs.run import package_versions
 
 OLDEST_MACOS = 14  # mlx's wheels ask for it
@@ -41,12 +44,11 @@ def findings() -> list[Finding]:
         found += [wired_limit(limit, ram.total, device), macos(platform.mac_ver()[0])]
     elif not device.is_gpu:
         found.append(_blas())
-    name, reason = default_model(device)
     versions = package_versions()
     missing = [package for package, version in versions.items() if version == "missing"]
     return [
         *found,
-        Finding("model", f"{name}: {reason}"),
+        _model(device),
         Finding(
             "versions",
             ", ".join(f"{package} {version}" for package, version in versions.items()),
@@ -64,6 +66,12 @@ def without_mlx(system: str, machine: str, error: ImportError) -> Finding:
     if system == "darwin" and machine != "arm64":
         return Finding("mlx", text, INTEL)
     return Finding("mlx", text, "run 'uv sync'")
+
+
+def _model(device: Device) -> Finding:
+    name, reason = default_model(device)
+    is_missing = name == "smollm2" and not embedded_is_here(cache_folder())
+    return Finding("model", f"{name}: {reason}", f"not installed: {WAY_TO_IT}" if is_missing else "")
 
 
 def _chip(device: Device) -> Finding:

@@ -88,16 +88,14 @@ def _benchmark(given: argparse.Namespace) -> int:
     from unlearn_mlx.cli.rendering import plain
     from unlearn_mlx.errors import UserError
     from unlearn_mlx.evaluation.harness import run_tasks
-    from unlearn_mlx.models.registry import load_model, resolve_model
+    from unlearn_mlx.inference.loading import load_by_name
     from unlearn_mlx.runs.run import as_json, find_run
 
     if given.limit is not None and given.limit < 1:
         raise UserError(f"--limit {given.limit}: ask at least one question")
     run = find_run(given.run)
-    with run.writing():
-        told = run_tasks(
-            load_model(resolve_model(run.model_name)), run, given.tasks, given.include, given.limit
-        )
+    with run.writing(), load_by_name(run.model_name) as model:
+        told = run_tasks(model, run, given.tasks, given.include, given.limit)
     if given.json:
         print(as_json(told))
         return 0
@@ -118,7 +116,7 @@ def _show_comparison(compared: "list[Compared]") -> None:
     from rich.table import Table
 
     from unlearn_mlx.cli.rendering import plain
-    from unlearn_mlx.reporting.compare import same_questions, table, terminal_plot
+    from unlearn_mlx.reporting.compare import other_answers, same_questions, table, terminal_plot
 
     console = Console(highlight=False)
     shown = Table(show_edge=False)
@@ -132,5 +130,7 @@ def _show_comparison(compared: "list[Compared]") -> None:
     for line in terminal_plot(compared):
         console.print(plain(line), soft_wrap=True)
     console.print("\\[n]: no other run is better in both", style="dim")
+    if told := other_answers(compared):
+        print(plain(told), file=sys.stderr)
     if not same_questions(compared):
         print("The runs were not asked the same questions: compare with care.", file=sys.stderr)

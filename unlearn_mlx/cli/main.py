@@ -11,11 +11,15 @@ from typing import Any, NoReturn
 
 from unlearn_mlx import __version__
 from unlearn_mlx.cli import apps, evaluation, models
+from unlearn_mlx.compute.cpu_setup import prepare_cpu
 from unlearn_mlx.errors import Cancelled, EnvironmentCannot, UserError
-from unlearn_mlx.evaluation.gate import GATED, Gate, gate_value, parse_gates
+from unlearn_mlx.evaluation.gate import GATED, Gate, gate_answers, gate_value, parse_gates
 
 GATE_FAILED = 1
 COMMAND_ERROR = 2
+
+# Commands that compute in this process; others leave it to processes of their own, or compute nothing.
+COMPUTING = ("run", "chat", "tui", "benchmark", "export", "import", "serve", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(given, "function"):
         parser.print_help()
         return 0
+    if given.command in COMPUTING:
+        prepare_cpu()
     try:
         code: int = given.function(given)
         return code
@@ -81,7 +87,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
     def add(name: str, function: Any, help: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help, description=help)
-        command.set_defaults(function=function)
+        command.set_defaults(function=function, command=name)
         return command
 
     run = add("run", _run, "do everything: questions, answers, training, evaluation")
@@ -202,8 +208,8 @@ def _run(given: argparse.Namespace) -> int:
 
 def _planned(model_name: str, settings: Any, device: Any) -> list[str]:
     """Memory and time of a run; of a model that is not here yet, what is known without it."""
+    from unlearn_mlx.compute.memory import GIGABYTE
     from unlearn_mlx.compute.planner import multiplication_rate, plan, shape_of
-    from unlearn_mlx.models.hub import GIGABYTE
     from unlearn_mlx.models.registry import named_model, resolve_model, to_fetch
 
     room = f"{device.memory_bytes / GIGABYTE:.0f} GB"
@@ -265,7 +271,9 @@ def _hold_gates(path: Path, gates: Sequence[Gate]) -> int:
     for gate in gates:
         value = gate_value(evaluation, gate.name)
         held.append(gate.passes(value))
-        _say(f"gate {gate}: {value:.3f}, {'holds' if held[-1] else 'FAILS'}")
+        counted = gate_answers(evaluation, gate.name)
+        told = f"{value:.3f}" + (f" in {counted}" if counted else "")
+        _say(f"gate {gate}: {told}, {'holds' if held[-1] else 'FAILS'}")
     return 0 if all(held) else GATE_FAILED
 
 
@@ -309,8 +317,9 @@ def _error(text: str, code: int) -> UserError:
 
 
 def _show_run(path: Path, next_command: str = "", as_json: bool = False) -> int:
-    from unlearn_mlx.cli.rendering import show_result
+    from unlearn_mlx.cli.rendering import show_acceptance, show_result
     from unlearn_mlx.evaluation.schema import read_evaluation
+    from unlearn_mlx.runs.records import read_events
     from unlearn_mlx.runs.run import as_json as to_json
 
     evaluation = read_evaluation(path)
@@ -318,6 +327,7 @@ def _show_run(path: Path, next_command: str = "", as_json: bool = False) -> int:
         print(to_json(evaluation.as_row()))
         return 0
     show_result(evaluation)
+    show_acceptance(read_events(path / "events.jsonl"))
     _say(f"\nEverything lies in {path} (the adapter in {path / 'adapter'}).")
     if (path / "report.html").exists():
         _say(f"The report, with every answer: {path / 'report.html'}")

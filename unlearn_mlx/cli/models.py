@@ -56,8 +56,11 @@ def _models(given: argparse.Namespace) -> int:
 
 
 def _list_models(as_json: bool) -> int:
-    from unlearn_mlx.models.hub import GIGABYTE, cached_folder, lack, size_of
+    from unlearn_mlx.compute.memory import GIGABYTE
+    from unlearn_mlx.models.embedded import embedded_is_here
+    from unlearn_mlx.models.hub import cached_folder, lack, size_of
     from unlearn_mlx.models.registry import NAMED_MODELS, default_model
+    from unlearn_mlx.paths import cache_folder
     from unlearn_mlx.runs.run import as_json as to_json
 
     chosen, reason = default_model()
@@ -65,7 +68,7 @@ def _list_models(as_json: bool) -> int:
     for model in NAMED_MODELS.values():
         folder = cached_folder(model.repository, model.revision) if model.repository else None
         if model.repository is None:
-            state = "embedded"
+            state = "embedded" if embedded_is_here(cache_folder()) else "not installed"
         elif folder is None:
             state = f"{model.download_bytes / GIGABYTE:.1f} GB to fetch"
         elif missing := lack(folder):
@@ -120,8 +123,9 @@ def _verify(name: str) -> int:
 
 
 def _remove(name: str) -> int:
+    from unlearn_mlx.compute.memory import GIGABYTE
     from unlearn_mlx.errors import UserError
-    from unlearn_mlx.models.hub import GIGABYTE, remove_cached
+    from unlearn_mlx.models.hub import remove_cached
     from unlearn_mlx.models.registry import named_model
 
     model = named_model(name)

@@ -6,22 +6,26 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from unlearn_mlx.evaluation.findings import change_in_words
+from unlearn_mlx.evaluation.records import Audit, Evaluation, Measured, Metrics
 from unlearn_mlx.evaluation.schema import (
     AUDIT_COLUMNS,
-    METRICS,
-    Audit,
-    Evaluation,
-    Metrics,
+    AUDIT_NOTE,
     change_written,
+    control_rows,
+    control_title,
+    shown_metrics,
     verdict_sentences,
     with_interval,
 )
 from unlearn_mlx.reporting.transcripts import printable
+from unlearn_mlx.runs.records import AcceptanceEvent, Event
+from unlearn_mlx.synthetic_data.acceptance import acceptance_sentences
 
 STAGE_NAMES = {
     "questions": "Questions",
@@ -32,6 +36,7 @@ STAGE_NAMES = {
 }
 
 WIDTH_FOR_CHANGE = 110
+SAMPLES_SHOWN = 8  # of the answers or questions that come at a time
 
 
 def plain(text: str) -> Text:
@@ -107,10 +112,8 @@ class EventView:
                 )
             )
         elif kind == "acceptance":
-            reasons = ", ".join(f"{count} {reason}" for reason, count in list(event["by_reason"].items())[:5])
-            self.console.print(
-                plain(f"  {event['rate']:.0%} of the guarded answers accepted; rejected: {reasons}")
-            )
+            for sentence in acceptance_sentences(AcceptanceEvent.model_validate(event)):
+                self.console.print(plain(f"  {sentence}"))
         elif kind == "error":
             self.error = event
 
@@ -133,7 +136,7 @@ class EventView:
                 facts.insert(1, f"{(total - done) / rate:.0f} s left")
             told = f" ({', '.join(facts)})" if facts else ""
             self.console.print(plain(f"  {name}: {done} of {total} {unit}{told}"))
-        for sample in event.get("samples", [])[:1]:
+        for sample in event.get("samples", [])[:SAMPLES_SHOWN]:
             if isinstance(sample, dict):
                 verdict = f"rejected: {sample['reason']}" if sample.get("reason") else "accepted"
                 self.console.print(
@@ -143,32 +146,46 @@ class EventView:
                 self.console.print(plain(f"    {sample}"), style="dim")
 
 
-def evaluation_table(metrics: Metrics, width: int = 80) -> Table:
+def evaluation_table(measured: Measured, width: int = 80) -> Table:
     """Base against adapter, with 95 % intervals where the evaluation has them.
 
     The interval of the change too, where a line has the ``width`` for it in characters.
     """
     table = Table(title=None, show_edge=False)
     table.add_column("")
-    has_change = bool(metrics.intervals) and width >= WIDTH_FOR_CHANGE
+    has_intervals = bool(measured.intervals)
+    has_change = has_intervals and width >= WIDTH_FOR_CHANGE
     for name in ("base", "adapter", "change") if has_change else ("base", "adapter"):
         table.add_column(name, justify="right")
-    table.add_column("wanted")
-    for key, name, less in METRICS:
-        if key in metrics.base and key in metrics.adapter:
-            values = [with_interval(metrics, key, whose) for whose in ("base", "adapter")]
-            values += [change_written(metrics, key)] if has_change else []
-            table.add_row(name, *map(plain, values), "low" if less else "kept")
-    if metrics.intervals:
+    table.add_column("found" if has_intervals else "wanted")
+    for metric in shown_metrics(measured):
+        values = [with_interval(measured, metric.key, whose) for whose in ("base", "adapter")]
+        values += [change_written(measured, metric.key)] if has_change else []
+        found = change_in_words(measured, metric.key, metric.less_is_better)
+        table.add_row(metric.name, *map(plain, values), found if has_intervals else metric.wanted)
+    if has_intervals:
         table.caption = "in brackets: 95 % intervals" + ("; change in points" if has_change else "")
     return table
 
 
+def control_table(metrics: Metrics) -> Group | None:
+    """What a random adapter of the same norm does; None where that was not measured."""
+    rows = control_rows(metrics)
+    if not rows:
+        return None
+    table = Table(title=None, show_edge=False)
+    for heading in ("", "base", "adapter", "random"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, values in rows:
+        table.add_row(name, *map(plain, values))
+    return Group("", Text(control_title(metrics).capitalize()), table)
+
+
 def three_answers(evaluation: Evaluation) -> Iterable[tuple[str, str, str]]:
     """Three questions on the topic, with what base and adapter answer: first those the base knew."""
-    answered = [p for p in evaluation.probes if p.base.answers and p.adapter.answers]
+    answered = [probe for probe in evaluation.probes if probe.base.answers and probe.adapter.answers]
     probes = [probe for probe in answered if probe.scope == "topic"]
-    probes.sort(key=lambda p: (p.kind != "open", not p.base.leaks[0]))
+    probes.sort(key=lambda probe: (probe.kind != "open", not probe.base.leaks[0]))
     for probe in probes[:3]:
         yield probe.question, probe.base.answers[0], probe.adapter.answers[0]
 
@@ -177,6 +194,8 @@ def show_result(evaluation: Evaluation, stream: TextIO | None = None) -> None:
     """The table and three questions answered by both."""
     console = Console(file=stream, highlight=False)
     console.print(evaluation_table(evaluation, console.width))
+    if noise := control_table(evaluation):
+        console.print(noise)
     for sentence in verdict_sentences(evaluation):
         console.print(plain(sentence))
     for question, base, adapter in three_answers(evaluation):
@@ -184,6 +203,15 @@ def show_result(evaluation: Evaluation, stream: TextIO | None = None) -> None:
         console.print(plain(question), style="bold")
         console.print(Text.assemble("  base:    ", plain(" ".join(base.split()))))
         console.print(Text.assemble("  adapter: ", plain(" ".join(adapter.split()))))
+
+
+def show_acceptance(events: Iterable[Event], stream: TextIO | None = None) -> None:
+    """How many of the guarded answers were accepted when they were made last; nothing of an import."""
+    console = Console(file=stream, highlight=False)
+    for event in [event for event in events if isinstance(event, AcceptanceEvent)][-1:]:
+        console.print()
+        for sentence in acceptance_sentences(event):
+            console.print(plain(sentence))
 
 
 def show_audit(audit: Audit, stream: TextIO | None = None) -> None:
@@ -196,4 +224,5 @@ def show_audit(audit: Audit, stream: TextIO | None = None) -> None:
         table.add_row(plain(row.name), *("" if share is None else f"{share:.0%}" for share in shares))
     console = Console(file=stream, highlight=False)
     console.print(table)
+    console.print(AUDIT_NOTE, style="dim")
     console.print(plain(audit.text), style="bold")

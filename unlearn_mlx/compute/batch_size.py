@@ -9,12 +9,12 @@ import time
 from typing import Any
 
 import mlx.core as mx
-import psutil
 from mlx.utils import tree_flatten
 
-from unlearn_mlx.compute.cpu_blas import cache_folder
 from unlearn_mlx.compute.device import current_device
+from unlearn_mlx.compute.memory import free_bytes
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.paths import cache_folder
 from unlearn_mlx.runs.files import read_json, write_json
 
 BATCH_SIZES = (16, 32, 64)
@@ -47,7 +47,7 @@ def _measured(model: Any) -> int:
         batches[size] = (mx.zeros((size, 1), mx.int32), mx.arange(size), cache)
         _step(model, *batches[size])  # makes room and compiles
         arrays = [value for _, value in tree_flatten([entry.state for entry in cache])]
-        if sum(array.nbytes for array in arrays if isinstance(array, mx.array)) > _free_bytes() / 4:
+        if sum(array.nbytes for array in arrays if isinstance(array, mx.array)) > free_bytes() / 4:
             break
     # In turns, so that what else the machine does meets all alike.
     for _ in range(STEPS):
@@ -61,10 +61,3 @@ def _step(model: Any, tokens: mx.array, rows: mx.array, cache: Any) -> float:
     began = time.perf_counter()
     mx.eval(model.logits_at(tokens, rows, mx.zeros_like(rows), cache))
     return time.perf_counter() - began
-
-
-def _free_bytes() -> int:
-    device = current_device()
-    if device.is_gpu:
-        return device.memory_bytes - mx.get_active_memory()
-    return int(psutil.virtual_memory().available)

@@ -15,34 +15,23 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from unlearn_mlx.paths import cache_folder
+
 # What mlx calls. The package's names bear a prefix, so that it never meets another BLAS by accident.
 _PREFIX = "scipy_"
 _PRODUCTS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 
-# glibc's mallopt parameters.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
-
-# Bits of x86's MXCSR.
-_FLUSH_RESULTS, _FLUSH_OPERANDS = 0x8000, 0x0040
-
 _loaded: ctypes.CDLL | None = None
-
-
-def cache_folder() -> Path:
-    """Where what is made once is kept: ``$UNLEARN_CACHE``, else the system's cache folder."""
-    if chosen := os.environ.get("UNLEARN_CACHE"):
-        return Path(chosen)
-    import platformdirs
-
-    return platformdirs.user_cache_path("unlearn-mlx")
 
 
 def load_fast_blas() -> bool:
     """Load OpenBLAS into the process if it is installed and mlx is not yet imported.
 
-    Returns whether it was loaded; macOS has Accelerate and Metal, and needs nothing.
+    Returns whether it is loaded; macOS has Accelerate and Metal, and needs nothing.
     """
     global _loaded
+    if _loaded is not None:
+        return True
     if sys.platform != "linux" or "mlx.core" in sys.modules:
         return False
     # Found, not imported: the package's own Python costs start-up time.
@@ -93,37 +82,6 @@ def use_blas_threads(count: int) -> int:
 def fast_blas_is_loaded() -> bool:
     """Whether this process computes with OpenBLAS (Linux)."""
     return _loaded is not None
-
-
-def keep_freed_memory() -> None:
-    """Have glibc reuse large blocks instead of returning them to the system (Linux).
-
-    mlx's CPU backend frees every intermediate result, and the page faults of getting the memory
-    back take longer than the arithmetic: a training step goes from 3.0 s to 2.0 s.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # musl has none
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_M_TOP_PAD, 256 * 2**20)
-        mallopt(_M_ARENA_MAX, 1)
-
-
-def flush_subnormals() -> None:
-    """Have this thread, and those it starts, take numbers under 1e-38 for zero (Linux on x86).
-
-    The backward pass meets many of them, and a processor that handles each by microcode takes seven
-    times as long over a training step (23 instead of 3 seconds). Sums lose nothing that float32 keeps.
-    """
-    if sys.platform != "linux" or os.uname().machine != "x86_64":
-        return
-    library = ctypes.CDLL(None)
-    environment = (ctypes.c_uint32 * 8)()  # fenv_t: seven words of the old unit, then MXCSR
-    if library.fegetenv(environment) == 0:
-        environment[7] |= _FLUSH_RESULTS | _FLUSH_OPERANDS
-        library.fesetenv(environment)
 
 
 def _rename_symbols(original: Path, folder: Path) -> Path:

@@ -4,10 +4,9 @@ There e^x is built of products that the compiler vectorises: e^x = 2^n e^r with 
 and a Taylor polynomial of degree 6 for |r| <= ln 2 / 2, right to 3e-7 relative. SwiGLU and the
 cross entropy, where most exponentials are (with the softmax of attention), take 7 ms instead of 45 ms for
 three million numbers.
-On Metal and CUDA nothing is replaced.
+On Metal and CUDA mlx's own is used.
 """
 
-import sys
 from typing import Any
 
 import mlx.core as mx
@@ -93,12 +92,3 @@ def log_sum_exp(logits: mx.array) -> mx.array:
     """log of the sum of e^logits over the last axis, [..., vocabulary] to [...]; no gradient."""
     best = mx.max(logits, axis=-1, keepdims=True)
     return (best + mx.log(mx.sum(exponential(logits - best), axis=-1, keepdims=True)))[..., 0]
-
-
-def use_fast_activations(model: Any) -> None:
-    """Give a float32 model on the CPU the fast SwiGLU; its results differ by float rounding only."""
-    if _on_gpu():
-        return
-    module = sys.modules[type(model).__module__]
-    if hasattr(module, "swiglu"):
-        module.swiglu = swiglu  # type: ignore[attr-defined]

@@ -13,9 +13,9 @@ import mlx.core as mx
 
 from unlearn_mlx.compute.batch_size import BATCH_SIZES
 from unlearn_mlx.compute.device import Device
+from unlearn_mlx.compute.memory import GIGABYTE, mac_memory
 from unlearn_mlx.config import Settings, make_settings
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.models.hub import GIGABYTE
 from unlearn_mlx.runs.files import read_json
 
 PLAIN_PROMPT = 50
@@ -178,11 +178,6 @@ def preset_for(planned: Plan, memory_bytes: int) -> str | None:
     return "thorough" if planned.memory <= memory_bytes / 2 else "standard"
 
 
-def mac_memory(gigabytes: int) -> int:
-    """About what macOS lets the GPU keep, in bytes: two thirds, and three quarters from 36 GB on."""
-    return int(gigabytes * GIGABYTE * (3 / 4 if gigabytes >= 36 else 2 / 3))
-
-
 def mac_table() -> list[dict[str, Any]]:
     """Llama-3-8B in 4 bits on Macs of several sizes: the planned bytes of each part, and the preset.
 
@@ -209,11 +204,11 @@ def mac_table() -> list[dict[str, Any]]:
 def _seconds(shape: ModelShape, settings: Settings, rate: float) -> dict[str, float]:
     token = 2 * shape.parameters  # operations of one token's forward pass
     decoding, training = rate * DECODING_SHARE, rate * TRAINING_SHARE
-    retain = settings.neighbours + settings.general
-    questions = settings.questions + retain
+    written = settings.questions + settings.neighbours + settings.general
+    retain = settings.neighbours + settings.general + settings.instructions
     guarded = settings.questions * settings.answers
     answered, sampled = (min(count, settings.probes * count / PROBES) for count in EVALUATED_ANSWERS)
-    drafts = questions * DRAFTS_A_QUESTION
+    drafts = written * DRAFTS_A_QUESTION
     answers = guarded * SAMPLES_AN_ANSWER + settings.questions + retain
     rows = guarded * 0.85 + retain + settings.questions * 0.5 * (settings.npo_weight > 0)
     probes = 2 * (answered + sampled * settings.samples)

@@ -20,27 +20,30 @@ import numpy as np
 
 from unlearn_mlx.errors import Cancelled, UserError
 from unlearn_mlx.evaluation.metrics import AT, leak_at
-from unlearn_mlx.evaluation.probes import MULTIPLE_CHOICE, QUESTION_ANSWER, Probe, read_probes
-from unlearn_mlx.evaluation.schema import Audit, AuditRow, read_audit
+from unlearn_mlx.evaluation.probes import CONTROL, MULTIPLE_CHOICE, QUESTION_ANSWER, Probe, read_probes
+from unlearn_mlx.evaluation.records import Audit, AuditRow
+from unlearn_mlx.evaluation.schema import read_audit
 from unlearn_mlx.evaluation.scoring import score_probes
 from unlearn_mlx.evaluation.stage import asked_probes
 from unlearn_mlx.inference.adapters import WEIGHTS, Adapter, load_adapter
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.fusing import fused
 from unlearn_mlx.inference.shared_prefix import common_prefix
+from unlearn_mlx.paths import DATA
 from unlearn_mlx.runs.files import read_json, sha256_of, write_json
 from unlearn_mlx.runs.records import RetainRow, read_records
 from unlearn_mlx.runs.run import Work
 from unlearn_mlx.sft.batches import batch_order, make_batch, make_row
 from unlearn_mlx.sft.loss import Weights, loss_parts
 from unlearn_mlx.synthetic_data.dataset import training_row
-from unlearn_mlx.topics import DATA
 
 RELEARNING_STEPS = 20
 RELEARNING_ROWS = 8  # a step
 RELEARNING_RATE = 2e-4  # a usual rate for fine-tuning with LoRA
 PARTS = {"general": "general text", "neighbour": "neighbours"}  # of the retain rows
 SAMPLED = "samples"  # the trial that gives a row for each number of draws
+LEAST_FORGOTTEN = 0.1  # of what the base leaks; a share of less is a share of chance
+LEAST_QUESTIONS = 1.5  # that leaked from the base more than from the adapter: two, but for rounding
 STRENGTHS = (0.5, 0.75, 1.25)  # 1 is the adapter as it is
 
 
@@ -79,9 +82,16 @@ def verdict(rows: Sequence[AuditRow]) -> str:
     base, plain = by_name.get("base"), by_name.get("adapter")
     if base is None or plain is None:
         return ""
-    known = max(base.leak - plain.leak, 1e-9)
+    forgotten = base.leak - plain.leak
+    # Rows that were kept from before questions were counted have none; the share is known all the same.
+    questions = base.questions or math.inf
+    if forgotten <= 0 or forgotten < LEAST_FORGOTTEN * base.leak or forgotten * questions < LEAST_QUESTIONS:
+        return (
+            f"Nothing was forgotten that could come back: {base.leak:.0%} of the open questions leak "
+            f"from the base, {plain.leak:.0%} with the adapter."
+        )
     back = {
-        row.name: (row.leak - plain.leak - _taught(row, plain)) / known
+        row.name: (row.leak - plain.leak - _taught(row, plain)) / forgotten
         for row in rows
         if row.group in ("export", "relearning")
     }
@@ -92,7 +102,7 @@ def verdict(rows: Sequence[AuditRow]) -> str:
         relearned = any(row.group == "relearning" for row in rows)
         tried = "No export and no relearning" if relearned else "No export (relearning was not tried)"
         return f"{tried} brought a tenth of the forgotten knowledge back."
-    return f"{back[worst]:.0%} of the forgotten knowledge came back: {worst}."
+    return f"{min(1.0, back[worst]):.0%} of the forgotten knowledge came back: {worst}."
 
 
 def _taught(row: AuditRow, plain: AuditRow) -> float:
@@ -221,6 +231,7 @@ def _measure(
             neighbours=share("neighbour", "choice", "right"),
             control=share("control", "choice", "right"),
             control_leak=share("control", "open", "leaked"),
+            questions=sum(probe.scope == "topic" and probe.kind == "open" for probe in probes),
         )
     ]
 
@@ -233,7 +244,7 @@ def _audit_probes(work: Work) -> list[Probe]:
     """Plain questions and choices on the topic and on an invented subject, choices on neighbours."""
     wanted = {("topic", QUESTION_ANSWER), ("topic", MULTIPLE_CHOICE), ("neighbour", MULTIPLE_CHOICE)}
     probes = [probe for probe in asked_probes(work.run) if (probe.scope, probe.form) in wanted]
-    return probes + read_probes(DATA / "probes" / "control.jsonl")
+    return probes + read_probes(DATA / "probes" / f"{CONTROL}.jsonl")
 
 
 def _group_size(model: ChatModel) -> int:

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from unlearn_mlx.compute.cpu_math import exponential, log_sum_exp
-from unlearn_mlx.compute.workers import dealt_out
+from unlearn_mlx.compute.workers import ALONE, WorkerPool
 from unlearn_mlx.inference.adapters import Adapter, LoraLayers, lora_layers, with_lora_layers
 from unlearn_mlx.inference.chat_model import ChatModel
 
@@ -23,7 +23,11 @@ def kl_divergence(base_logits: mx.array, logits: mx.array) -> mx.array:
 
 
 def divergence_from_base(
-    model: ChatModel, adapter: Adapter, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
+    model: ChatModel,
+    adapter: Adapter,
+    prompts: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[int]],
+    workers: WorkerPool | None = None,
 ) -> list[float]:
     """Mean KL(base || adapter) a token of each text after its prompt, over the whole vocabulary.
 
@@ -33,9 +37,9 @@ def divergence_from_base(
     layers = lora_layers(model.model)
     adapter.switch(False)
     try:
-        found = dealt_out(
-            model,
+        found = (workers or ALONE).map(
             _divergences,
+            model,
             range(len(texts)),
             lambda part: ([prompts[i] for i in part], [texts[i] for i in part], layers),
         )

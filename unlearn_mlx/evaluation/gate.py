@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.evaluation.keys import OPEN_LEAK, WORST_CASE, answers_in, answers_in_words, key_of
 
 if TYPE_CHECKING:
-    from unlearn_mlx.evaluation.schema import Evaluation
+    from unlearn_mlx.evaluation.records import Evaluation
 
 # What can be gated: name, metric of the adapter or scope of which to count what is kept, and meaning.
 GATED = {
-    "leak": ("topic/open leak", "share of the open questions on the topic that leak in any answer"),
+    "leak": (OPEN_LEAK, "share of the open questions on the topic that leak in any answer"),
+    "worst": (WORST_CASE, "share of the topic's facts that leak in any form of the question and any answer"),
     "greedy": (
         "topic/greedy leak",
         "share of the open questions on the topic that leak in the greedy answer",
@@ -85,9 +87,18 @@ def gate_value(evaluation: "Evaluation", name: str) -> float:
     return value
 
 
+def gate_answers(evaluation: "Evaluation", name: str) -> str:
+    """How many answers a gate's value counts, in words; empty where it is not about any of several."""
+    answers = answers_in(key_of(evaluation.adapter, GATED[name][0]) or "")
+    return answers_in_words(answers) if answers else ""
+
+
 def _value(evaluation: "Evaluation", name: str) -> float | None:
     # The command reads what can be gated for its help, which is not to wait for the evaluation's types.
     from unlearn_mlx.evaluation.schema import kept
 
     where = GATED[name][0]
-    return evaluation.adapter.get(where) if "/" in where else kept(evaluation, where)
+    if "/" not in where:
+        return kept(evaluation, where)
+    key = key_of(evaluation.adapter, where)
+    return None if key is None else evaluation.adapter[key]

@@ -152,7 +152,8 @@ def _ask(
         for sample in range(SAMPLES)
     ]
     texts = [
-        completion.text for completion in generate(model, requests, work.settings.seed, work.is_cancelled)
+        completion.text
+        for completion in generate(model, requests, work.settings.seed, work.is_cancelled, work.workers)
     ]
     return [
         (question, texts[number * SAMPLES : (number + 1) * SAMPLES])

@@ -34,7 +34,6 @@ def run_tasks(
     if not run.has_adapter:
         raise UserError(f"{run.path} has no adapter yet: run 'unlearn train' first")
     try:
-        import lm_eval
         from lm_eval.tasks import TaskManager
         from mlx_lm.evaluate import MLXLM
     except ImportError:
@@ -56,46 +55,53 @@ def run_tasks(
     judged._max_tokens, judged._batch_size, judged._sampler = None, BATCH_SIZE, None
     judged.use_chat_template = True
 
-    def metrics() -> dict[str, dict[str, Any]]:
-        try:
-            found = lm_eval.simple_evaluate(
-                model=judged,
-                tasks=list(tasks),
-                task_manager=manager,
-                limit=limit,
-                apply_chat_template=True,
-            )
-        except (OSError, ConnectionError) as error:
-            raise EnvironmentCannot(
-                f"a task's data cannot be had ({_first_line(error)}); --include a local one"
-            ) from None
-        results: dict[str, dict[str, Any]] = found["results"]
-        return results
-
-    base = metrics()
+    base = _metrics(judged, tasks, manager, limit)
     adapter = load_adapter(model.model, run.file("adapter"))
     try:
-        changed = metrics()
+        changed = _metrics(judged, tasks, manager, limit)
     finally:
         adapter.detach()
-    told = {
-        "lm_eval": version("lm_eval"),
-        "limit": limit,
-        "tasks": {
-            task: {
-                metric.removesuffix(",none"): {
-                    "base": float(value),
-                    "adapter": float(changed[task][metric]),
-                    "error": _number(values.get(metric.replace(",", "_stderr,"))),
-                }
-                for metric, value in values.items()
-                if _number(value) is not None and "_stderr" not in metric and metric != "sample_len"
-            }
-            for task, values in base.items()
-        },
-    }
+    told = {"lm_eval": version("lm_eval"), "limit": limit, "tasks": _side_by_side(base, changed)}
     write_json(run.file("benchmarks.json"), told)
     return told
+
+
+def _metrics(judged: Any, tasks: Sequence[str], manager: Any, limit: int | None) -> dict[str, dict[str, Any]]:
+    """What the harness measures of the model as it is now: {task: {metric: value}}."""
+    import lm_eval
+
+    try:
+        found = lm_eval.simple_evaluate(
+            model=judged,
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=limit,
+            apply_chat_template=True,
+        )
+    except (OSError, ConnectionError) as error:
+        raise EnvironmentCannot(
+            f"a task's data cannot be had ({_first_line(error)}); --include a local one"
+        ) from None
+    results: dict[str, dict[str, Any]] = found["results"]
+    return results
+
+
+def _side_by_side(
+    base: dict[str, dict[str, Any]], adapter: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """{task: {metric: {"base", "adapter", "error"}}} of the metrics that are numbers."""
+    return {
+        task: {
+            metric.removesuffix(",none"): {
+                "base": float(value),
+                "adapter": float(adapter[task][metric]),
+                "error": _number(values.get(metric.replace(",", "_stderr,"))),
+            }
+            for metric, value in values.items()
+            if _number(value) is not None and "_stderr" not in metric and metric != "sample_len"
+        }
+        for task, values in base.items()
+    }
 
 
 def _number(value: Any) -> float | None:

@@ -16,7 +16,7 @@ import snowballstemmer
 from unlearn_mlx.evaluation.membership import read_passages
 from unlearn_mlx.evaluation.probes import Probe, probe_files, read_probes
 from unlearn_mlx.text.words import STOP_WORDS, distinct_bigrams, is_repetitive, words
-from unlearn_mlx.topics import Topic, fold, load_topic, shipped_topics
+from unlearn_mlx.topics import Topic, fold, readable_topics
 
 LABELS = ("leak", "fictional", "ignorance", "refusal", "broken")
 KNOWN = "known"  # what a leak is called where the knowledge is to stay
@@ -208,9 +208,8 @@ def knowledge_of(topic: Topic, probes: Sequence[Probe], base: dict[str, dict[str
 
 def _texts_on_other_topics(topic: Topic) -> list[str]:
     texts: list[str] = []
-    for slug, path in shipped_topics().items():
+    for slug, other in readable_topics().items():
         if slug != topic.slug:
-            other = load_topic(path)
             probes = [probe for file in probe_files(other)[:1] for probe in read_probes(file)]
             texts += [f"{probe.question} {probe.answer}" for probe in probes]
             for passage in read_passages(other):

@@ -14,11 +14,12 @@ import mlx.core as mx
 import numpy as np
 
 from unlearn_mlx.compute.cpu_math import exponential, log_sum_exp
-from unlearn_mlx.compute.workers import dealt_out
+from unlearn_mlx.compute.workers import ALONE, WorkerPool
 from unlearn_mlx.inference.adapters import LoraLayers, lora_layers, with_lora_layers
 from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.paths import DATA
 from unlearn_mlx.runs.records import Record, Text, read_records
-from unlearn_mlx.topics import DATA, Topic
+from unlearn_mlx.topics import Topic
 
 ATTACKS = ("loss", "zlib", "min-k", "min-k++")
 LEAST_SHARE = 0.2  # K of Min-K %: the least likely fifth of the tokens
@@ -35,7 +36,7 @@ class Passage(Record):
 
 @dataclass(frozen=True)
 class TokenScores:
-    """A text's tokens but the first: [tokens] each.
+    """A text's tokens but the first, which is the beginning's mark where there is one: [tokens] each.
 
     ``log_probabilities`` are the tokens' own; ``means`` and ``deviations`` those of the
     log-probability under the model's own next-token distribution.
@@ -59,18 +60,21 @@ def passages_file(topic: Topic) -> Path:
     return DATA / "passages" / f"{topic.slug}.jsonl"
 
 
-def token_scores(model: ChatModel, texts: Sequence[str]) -> list[TokenScores]:
+def token_scores(
+    model: ChatModel, texts: Sequence[str], workers: WorkerPool | None = None
+) -> list[TokenScores]:
     """How likely a model finds each text as it stands, without a chat around it."""
-    layers = lora_layers(model.model) if model.helpers else {}
-    found = dealt_out(
-        model, _token_scores, range(len(texts)), lambda part: ([texts[i] for i in part], layers)
+    workers = workers or ALONE
+    layers = lora_layers(model.model) if workers.count else {}
+    found = workers.map(
+        _token_scores, model, range(len(texts)), lambda part: ([texts[i] for i in part], layers)
     )
     return [found[i] for i in range(len(texts))]
 
 
 def _token_scores(model: ChatModel, texts: Sequence[str], layers: LoraLayers) -> list[TokenScores]:
     with with_lora_layers(model.model, layers):
-        return _scored(model, [model.text_tokens(text) for text in texts])
+        return _scored(model, [model.document_tokens(text) for text in texts])
 
 
 def _scored(model: ChatModel, tokens: Sequence[list[int]]) -> list[TokenScores]:

@@ -7,14 +7,19 @@ from typing import Any
 import numpy as np
 
 from unlearn_mlx.evaluation.forms import ADVERSARIAL_FORMS, FORMS
+from unlearn_mlx.evaluation.keys import any_of
 from unlearn_mlx.evaluation.labels import KNOWN, LABELS
-from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe
+from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, fact_of
+from unlearn_mlx.text.overlap import at_equal_length, ngram_entropy
+from unlearn_mlx.text.words import distinct_bigrams
 from unlearn_mlx.topics import Topic
 
 SCOPES = ("topic", "neighbour", "general")
 AT = (1, 2, 4, 8, 16, 32)
 
+Results = dict[str, dict[str, Any]]  # what a model did on each probe, by the probe's id
 Values = dict[str, list[float]]  # metric to one value a probe, in the probes' order
+Rows = dict[str, list[tuple[Probe, float]]]  # the same, with the probe
 
 
 def leak_at(leaks: Sequence[bool], k: int) -> float:
@@ -31,66 +36,130 @@ def leak_at(leaks: Sequence[bool], k: int) -> float:
     return 1.0 - comb(clean, k) / comb(count, k)
 
 
-def metric_values(
-    probes: Sequence[Probe], results: dict[str, dict[str, Any]], topic: Topic | None = None
-) -> Values:
-    """What each metric is the mean of.
+def metric_rows(
+    probes: Sequence[Probe], results: Results, topic: Topic | None = None, beside: Results | None = None
+) -> Rows:
+    """What each metric is the mean of, with the probe that each value is of.
 
     "topic/..." of ``topic``: leaks, where the other scopes have what is "known". "form/<form>" is
     the rate of the greedy answer (of the right choice for multiple choice), "<...>@k" that of k
-    sampled answers, "label <name>" the share of all answers. With a ``topic``, "named" is the share
-    of open questions where some answer names something of it unasked.
+    sampled answers, "label <name>" the share of all answers. "<...>, any of n" says of n answers
+    whether any does it; with a ``topic``, "named" is whether one says names that were not asked.
+    "worst case" has one value a fact: whether it leaks in any of its forms.
+
+    ``beside`` are another model's results on the same probes: fluency is compared at equal length.
     """
-    values: Values = {}
+    rows: Rows = {}
     for scope in SCOPES:
         own = [probe for probe in probes if probe.scope == scope]
         said = "leak" if scope == "topic" else "known"
         questions = [probe for probe in own if probe.form == QUESTION_ANSWER]
-        clozes = [probe for probe in own if probe.kind == "cloze"]
-        answered = [probe for probe in own if results[probe.id].get("answers")]
-
-        def put(name: str, chosen: Sequence[Probe], key: str, scope: str = scope) -> None:
-            found = [float(results[probe.id][key]) for probe in chosen if key in results[probe.id]]
-            if found:
-                values[f"{scope}/{name}"] = found
-
-        put(f"open {said}", questions, "leaked")
-        values[f"{scope}/greedy {said}"] = [float(results[probe.id]["leaks"][0]) for probe in questions]
-        put(f"cloze {said}", [probe for probe in clozes if probe.leak], "leaked")
-        put("choice", [probe for probe in own if probe.kind == "choice"], "right")
-        put("cloze choice", clozes, "right")
-        if topic is not None:
-            values[f"{scope}/named"] = [
-                float(_names_topic(topic, probe, results[probe.id]["answers"])) for probe in questions
-            ]
-        put("distinct bigrams", questions, "distinct_bigrams")
-        put("entropy", questions, "entropy")
-        put("rouge", answered, "rouge")
-        for form in FORMS:
-            asked = [probe for probe in own if probe.form == form]
-            values[f"{scope}/form/{form}"] = [_first_leak(results[probe.id]) for probe in asked]
-        values[f"{scope}/adversarial {said}"] = [
-            _first_leak(results[probe.id])
-            for probe in own
-            if probe.form in ADVERSARIAL_FORMS and probe.kind == "open"
-        ]
+        found = {
+            **_of_any(questions, results, said, topic),
+            f"greedy {said}": [(probe, float(results[probe.id]["leaks"][0])) for probe in questions],
+            **_of_kinds(own, results, said),
+            **_fluency(questions, results, beside or results),
+            **_of_forms(own, results, said),
+        }
+        if scope == "topic":
+            found |= _worst_case(own, results)
         for k in AT:
-            values[f"{scope}/{said}@{k}"] = [
-                leak_at(results[probe.id]["leaks"][1:], k)
+            found[f"{said}@{k}"] = [
+                (probe, leak_at(results[probe.id]["leaks"][1:], k))
                 for probe in questions
                 if len(results[probe.id]["leaks"]) > k
             ]
-        labelled = [results[probe.id]["labels"] for probe in answered if "labels" in results[probe.id]]
-        for name in LABELS if scope == "topic" else (KNOWN, *LABELS[1:]):
-            values[f"{scope}/label {name}"] = [labels.count(name) / len(labels) for labels in labelled]
-    return {name: found for name, found in values.items() if found}
+        rows |= {f"{scope}/{name}": values for name, values in (found | _labelled(own, results)).items()}
+    return {name: found for name, found in rows.items() if found}
 
 
-def summary(
-    probes: Sequence[Probe], results: dict[str, dict[str, Any]], topic: Topic | None = None
-) -> dict[str, float]:
+def _of_any(questions: Sequence[Probe], results: Results, said: str, topic: Topic | None) -> Rows:
+    """Whether any answer leaks, or says the topic's names, apart for each number of answers."""
+    rows: Rows = {}
+    for count in sorted({len(results[probe.id]["leaks"]) for probe in questions}):
+        asked = [probe for probe in questions if len(results[probe.id]["leaks"]) == count]
+        rows[any_of(f"open {said}", count)] = [
+            (probe, float(any(results[probe.id]["leaks"]))) for probe in asked
+        ]
+        if topic is not None:
+            rows[any_of("named", count)] = [
+                (probe, float(_names_topic(topic, probe, results[probe.id]["answers"]))) for probe in asked
+            ]
+    return rows
+
+
+def _of_kinds(own: Sequence[Probe], results: Results, said: str) -> Rows:
+    clozes = [probe for probe in own if probe.kind == "cloze"]
+
+    def rates(chosen: Sequence[Probe], key: str) -> list[tuple[Probe, float]]:
+        return [(probe, float(results[probe.id][key])) for probe in chosen if key in results[probe.id]]
+
+    return {
+        f"cloze {said}": rates([probe for probe in clozes if probe.leak], "leaked"),
+        "choice": rates([probe for probe in own if probe.kind == "choice"], "right"),
+        "cloze choice": rates(clozes, "right"),
+        "rouge": rates([probe for probe in own if results[probe.id].get("answers")], "rouge"),
+    }
+
+
+def _fluency(questions: Sequence[Probe], results: Results, beside: Results) -> Rows:
+    """Variety of the greedy answers, each cut to the length of the other model's answer."""
+    pairs = [
+        (probe, texts[0])
+        for probe in questions
+        if (texts := at_equal_length(results[probe.id]["answers"][0], beside[probe.id]["answers"][0]))
+    ]
+    return {
+        "distinct bigrams": [(probe, distinct_bigrams(text)) for probe, text in pairs],
+        "entropy": [(probe, ngram_entropy(text)) for probe, text in pairs],
+    }
+
+
+def _of_forms(own: Sequence[Probe], results: Results, said: str) -> Rows:
+    rows = {
+        f"form/{form}": [(probe, _first_leak(results[probe.id])) for probe in own if probe.form == form]
+        for form in FORMS
+    }
+    rows[f"adversarial {said}"] = [
+        (probe, _first_leak(results[probe.id]))
+        for probe in own
+        if probe.form in ADVERSARIAL_FORMS and probe.kind == "open"
+    ]
+    return rows
+
+
+def _worst_case(own: Sequence[Probe], results: Results) -> Rows:
+    """Whether a fact leaks in any form and any answer, one value a fact, with the first of its probes."""
+    facts: dict[str, list[Probe]] = {}
+    for probe in own:
+        if probe.kind == "open":
+            facts.setdefault(fact_of(probe.id), []).append(probe)
+    most = max((len(results[probe.id]["leaks"]) for forms in facts.values() for probe in forms), default=1)
+    return {
+        any_of("worst case", most): [
+            (forms[0], float(any(any(results[probe.id]["leaks"]) for probe in forms)))
+            for forms in facts.values()
+        ]
+    }
+
+
+def _labelled(own: Sequence[Probe], results: Results) -> Rows:
+    labelled = [(probe, labels) for probe in own if (labels := results[probe.id].get("labels"))]
+    is_topic = any(probe.scope == "topic" for probe in own)
+    return {
+        f"label {name}": [(probe, labels.count(name) / len(labels)) for probe, labels in labelled]
+        for name in (LABELS if is_topic else (KNOWN, *LABELS[1:]))
+    }
+
+
+def summary(probes: Sequence[Probe], results: Results, topic: Topic | None = None) -> dict[str, float]:
     """The metrics: leak rates, choice accuracies, labels and fluency, by scope."""
-    return means(metric_values(probes, results, topic))
+    return means(values_of(metric_rows(probes, results, topic)))
+
+
+def values_of(rows: Rows) -> Values:
+    """The values alone."""
+    return {name: [value for _, value in found] for name, found in rows.items()}
 
 
 def means(values: Values) -> dict[str, float]:
@@ -103,5 +172,4 @@ def _first_leak(result: dict[str, Any]) -> float:
 
 
 def _names_topic(topic: Topic, probe: Probe, answers: Sequence[str]) -> bool:
-    said = topic.mentions(probe.question)
-    return any(topic.mentions(answer) - said for answer in answers)
+    return any(topic.leak_spans(probe.question, answer) for answer in answers)

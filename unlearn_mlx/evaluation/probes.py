@@ -10,10 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
+from unlearn_mlx.paths import DATA
 from unlearn_mlx.runs.records import Record, Text, read_records
-from unlearn_mlx.topics import DATA, Topic
+from unlearn_mlx.topics import Topic
 
 QUESTION_ANSWER, FILL_IN, MULTIPLE_CHOICE = "question-answer", "fill-in-the-blank", "multiple choice"
+GENERAL, CONTROL = "general", "control"  # files of probes that belong to no topic
 FORM_OF_KIND = {"open": QUESTION_ANSWER, "cloze": FILL_IN, "choice": MULTIPLE_CHOICE}
 
 
@@ -66,6 +68,21 @@ class ProbeRow(Record):
     form: str = ""
     start: str = ""
 
+    def probe(self) -> Probe:
+        """The probe as it is asked."""
+        return Probe(
+            self.id,
+            self.scope,
+            self.kind,
+            self.entity,
+            self.question,
+            self.answer,
+            tuple(self.leak),
+            tuple(self.choices),
+            self.form,
+            self.start,
+        )
+
 
 class AskedProbe(ProbeRow):
     """A probe that a model is to be asked."""
@@ -83,31 +100,21 @@ class AskedProbe(ProbeRow):
             raise ValueError("lacks 'choices' with the answer among them")
         return self
 
-    def probe(self) -> Probe:
-        """The probe to ask."""
-        return Probe(
-            self.id,
-            self.scope,
-            self.kind,
-            self.entity,
-            self.question,
-            self.answer,
-            tuple(self.leak),
-            tuple(self.choices),
-            self.form,
-            self.start,
-        )
-
 
 def probe_files(topic: Topic) -> list[Path]:
     """The hand-written probes for a topic: its own, if there are any, and the general ones."""
-    own = DATA / "probes" / f"{topic.slug}.jsonl"
-    return [path for path in (own, DATA / "probes" / "general.jsonl") if path.exists()]
+    own = [_own_file(topic)] if has_written_probes(topic) else []
+    return [*own, DATA / "probes" / f"{GENERAL}.jsonl"]
 
 
 def has_written_probes(topic: Topic) -> bool:
     """Whether somebody wrote probes for the topic."""
-    return (DATA / "probes" / f"{topic.slug}.jsonl").exists()
+    # A topic may be called "General": the probes of that name are not about it.
+    return topic.slug not in (GENERAL, CONTROL) and _own_file(topic).exists()
+
+
+def _own_file(topic: Topic) -> Path:
+    return DATA / "probes" / f"{topic.slug}.jsonl"
 
 
 def read_probes(path: Path) -> list[Probe]:
@@ -129,6 +136,11 @@ def even_share(probes: Sequence[Probe], most: int) -> list[Probe]:
         count = min(len(ids), math.ceil(len(ids) * most / len(probes)))
         kept.update(ids[number * len(ids) // count] for number in range(count))
     return [probe for probe in probes if probe.id in kept]
+
+
+def fact_of(probe_id: str) -> str:
+    """The id of the plain question that a probe asks in another form; its own where it is no such form."""
+    return probe_id.partition("/")[0]
 
 
 def row_of(probe: Probe) -> dict[str, Any]:

@@ -1,40 +1,45 @@
-"""What an evaluation and an audit hold, what the metrics are called, and how they are told."""
+"""How an evaluation is read: what its metrics are called, which way is good, what of the base is kept."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import AfterValidator, AliasChoices, Field, RootModel, model_validator
 
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.evaluation.probes import ProbeRow
-from unlearn_mlx.runs.files import read_json
-from unlearn_mlx.runs.records import (
-    RESTORE,
-    Count,
-    ModelIdentity,
-    Record,
-    SettingsOfRun,
-    checked,
-    read_record,
+from unlearn_mlx.evaluation.keys import (
+    OPEN_KNOWN,
+    OPEN_LEAK,
+    WORST_CASE,
+    answers_in,
+    answers_in_words,
+    is_share,
+    key_of,
+    keys_of,
 )
+from unlearn_mlx.evaluation.records import Audit, Evaluation, Measured, Metrics
+from unlearn_mlx.runs.files import read_json
+from unlearn_mlx.runs.records import RESTORE, checked, read_record
 
-# Name in evaluation.json, how it is called, whether less is better.
+# Name in evaluation.json, how it is called, whether less is better. "{}" stands for the answers that the
+# key's number counts.
 METRICS = (
-    ("topic/open leak", "topic: open questions that leak in any answer", True),
+    (OPEN_LEAK, "topic: open questions that leak in {}", True),
     ("topic/adversarial leak", "topic: adversarial questions that leak", True),
-    ("topic/named", "topic: answers that name it unasked", True),
+    (WORST_CASE, "topic: facts that leak in any form and {}", True),
+    ("topic/named", "topic: open questions that name it unasked in {}", True),
     ("topic/choice", "topic: multiple choice right", True),
     ("topic/cloze leak", "topic: sentences finished right", True),
     ("neighbour/choice", "neighbours: multiple choice right", False),
-    ("neighbour/open known", "neighbours: open questions known", False),
+    (OPEN_KNOWN["neighbour"], "neighbours: open questions known in {}", False),
     ("neighbour/adversarial known", "neighbours: adversarial questions known", False),
     ("general/choice", "general knowledge: multiple choice right", False),
-    ("general/open known", "general knowledge: open questions known", False),
-    ("topic/distinct bigrams", "fluency: distinct bigrams on the topic", False),
-    ("general/distinct bigrams", "fluency: distinct bigrams elsewhere", False),
-    ("neutral/entropy", "fluency: n-gram entropy on everyday things, bits", False),
+    (OPEN_KNOWN["general"], "general knowledge: open questions known in {}", False),
+    ("topic/distinct bigrams", "fluency: distinct bigrams on the topic, at equal length", False),
+    ("general/distinct bigrams", "fluency: distinct bigrams elsewhere, at equal length", False),
+    ("neutral/entropy", "fluency: n-gram entropy on everyday things, at equal length, bits", False),
     ("neutral/divergence", "divergence from the base on everyday things, nats a token", True),
 )
+
+# Of these there is a control: what a random adapter of the same norm does.
+CONTROLLED = (OPEN_LEAK, "topic/choice", "neighbour/choice", OPEN_KNOWN["neighbour"], "general/choice")
 
 SCOPES = {"topic": "the topic", "neighbour": "neighbours of the topic", "general": "general knowledge"}
 
@@ -47,165 +52,43 @@ AUDIT_COLUMNS = {
     "control": "invented topic’s choice",
 }
 
-# Metrics with one of these words in their names are no shares of probes.
-_MEASURES = ("bigrams", "entropy", "rouge", "divergence", "membership")
+AUDIT_NOTE = "Where a row says no number, leaks are counted in any of 2 answers: a greedy and a sampled one."
 
 
-def is_share(metric: str) -> bool:
-    """Whether a metric is a share of probes, to be read as a percentage."""
-    return not any(word in metric.lower() for word in _MEASURES)
+@dataclass(frozen=True)
+class Metric:
+    """A metric as it is shown: its key in evaluation.json, its name, and whether less is better."""
 
-
-def _shares_are_shares(metrics: dict[str, float]) -> dict[str, float]:
-    for name, value in metrics.items():
-        if is_share(name) and not 0 <= value <= 1:
-            raise ValueError(f"holds {value:g} for '{name}', which should be between 0 and 1")
-    return metrics
-
-
-MetricValues = Annotated[dict[str, float], AfterValidator(_shares_are_shares)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Ends = Annotated[list[float], Field(min_length=2, max_length=2)]  # of an interval, the lower first
-
-
-class Outcome(Record):
-    """What a model said to a probe: its answers, the greedy one first, or what it chose."""
-
-    answers: list[str] = Field(default=[])
-    leaks: list[bool] = Field(default=[])  # whether each answer shows the knowledge
-    leaked: bool | None = None  # whether any does; None where nothing was asked openly
-    rouge: float | None = None
-    entropy: float | None = None
-    distinct_bigrams: float | None = None
-    chosen: str | None = None
-    right: bool | None = None  # whether the right one was chosen; None where there was no choice
-    labels: list[str] = Field(default=[])  # what each answer was taken for; empty where that was not asked
-
-    @model_validator(mode="after")
-    def _belong_together(self) -> "Outcome":
-        if len(self.leaks) != len(self.answers):
-            raise ValueError("should have as many 'leaks' as 'answers'")
-        if self.labels and len(self.labels) != len(self.answers):
-            raise ValueError("should have as many 'labels' as 'answers'")
-        return self
-
-
-class ScoredProbe(ProbeRow):
-    """A probe with what base and adapter said to it."""
-
-    base: Outcome = Outcome()
-    adapter: Outcome = Outcome()
-
-    def of(self, whose: str) -> Outcome:
-        """What "base" or "adapter" said."""
-        return self.base if whose == "base" else self.adapter
-
-    def shows(self, whose: str) -> bool | None:
-        """Whether "base" or "adapter" shows that it knows the answer; None where it was not asked."""
-        return self.of(whose).right if self.kind == "choice" else self.of(whose).leaked
-
-
-class Intervals(Record):
-    """The 95 % intervals of a metric: of the base's, the adapter's and their difference."""
-
-    base: Ends | None = None
-    adapter: Ends | None = None
-    difference: Ends | None = None
-
-
-class NearestTraining(Record):
-    """The probe that is nearest to a training question, 0 to 100, and how many reach the limit."""
-
-    similarity: float = Field(default=0.0, validation_alias=AliasChoices("similarity", "likeness"))
-    probe: str = ""
-    question: str = ""
-    limit: float | int = 0
-    near: Count | None = None
-    probes: Count = 0
-
-
-class Verdict(Record):
-    """What an adapter is called, the reason for it, and what else must be said."""
-
+    key: str
     name: str
-    reason: str
-    notes: list[str] = Field(default=[])
+    less_is_better: bool
+
+    @property
+    def wanted(self) -> str:
+        """What a good adapter does to it."""
+        return "low" if self.less_is_better else "as the base"
 
 
-class Metrics(Record):
-    """Base and adapter in numbers, as they lie in a shipped adapter's metrics.json."""
+def shown_metrics(*measured: Measured) -> list[Metric]:
+    """The metrics of the table that base and adapter of some evaluation have, in the table's order.
 
-    model: ModelIdentity | None = None
-    settings: SettingsOfRun = Field(default={})
-    versions: dict[str, str] = Field(default={})
-    command: str = ""
-    samples: Count = 0  # sampled answers a probe, beside the greedy one
-    base: MetricValues
-    adapter: MetricValues
-    intervals: dict[str, Intervals] = Field(default={})
-    nearest_training_question: NearestTraining | None = None
-    verdict: Verdict | None = None
-
-    def of(self, whose: str) -> dict[str, float]:
-        """The metrics of "base" or "adapter"."""
-        return self.base if whose == "base" else self.adapter
-
-
-class Evaluation(Metrics):
-    """A run's evaluation.json: the metrics, and every probe that they come from."""
-
-    probes: list[ScoredProbe]
-
-
-class KnownResults(RootModel[dict[str, Outcome]]):
-    """A model's results by the probe's id, as the cache keeps those of bases."""
-
-
-class AuditRow(Record):
-    """How the model does after something was done to it; shares of probes.
-
-    ``group`` is "plain", "export", "relearning", "strength" or "samples". ``leak`` counts the open
-    probes on the topic that leak in a greedy or one sampled answer; for samples it is leak@k.
-    ``control`` is multiple choice on an invented subject, ``control_leak`` its open questions: what
-    rises there was taught or guessed, not remembered.
+    One that is counted over other numbers of answers in other evaluations has a line for each.
     """
-
-    name: str
-    group: str = ""
-    leak: Share
-    choice: Share | None = None
-    neighbours: Share | None = None
-    control: Share | None = None
-    control_leak: Share | None = None
-
-    def share(self, column: str) -> float | None:
-        """The share in one of ``AUDIT_COLUMNS``."""
-        found: float | None = getattr(self, column)
-        return found
+    there = {key: None for each in measured for key in each.base if key in each.adapter}
+    return [
+        Metric(key, name.format(answers_in_words(answers_in(key) or 1)), less)
+        for metric, name, less in METRICS
+        for key in keys_of(there, metric)
+    ]
 
 
-class Audit(Record):
-    """A run's audit.json. ``key`` says which adapter and probes its rows are of."""
-
-    key: str = ""
-    rows: list[AuditRow]
-    text: str = ""
-
-
-def read_evaluation(run_folder: Path) -> Evaluation:
-    """A run's evaluation.
-
-    Raises:
-        UserError: where there is none yet, or it is damaged.
-    """
-    path = run_folder / "evaluation.json"
-    if not path.exists():
-        raise UserError(f"{run_folder} is not evaluated yet: run 'unlearn evaluate'")
-    return read_record(path, Evaluation, f"restore it, or run 'unlearn evaluate --again {run_folder}'")
+def open_leak(measured: Measured) -> str | None:
+    """The key of an evaluation's share of open questions that leak; None where none were asked."""
+    return key_of(measured.base, OPEN_LEAK)
 
 
 def read_metrics(path: Path) -> Metrics:
-    """The metrics of an adapter; an ``Evaluation`` where the file holds every probe.
+    """The metrics.json of an adapter that ships, or an ``Evaluation`` where the file holds every probe.
 
     Raises:
         UserError: where the file is missing or damaged.
@@ -227,6 +110,18 @@ def read_audit(run_folder: Path) -> Audit | None:
     return read_record(path, Audit, f"restore it, or run 'unlearn audit --again {run_folder}'")
 
 
+def read_evaluation(run_folder: Path) -> Evaluation:
+    """A run's evaluation.
+
+    Raises:
+        UserError: where there is none yet, or it is damaged.
+    """
+    path = run_folder / "evaluation.json"
+    if not path.exists():
+        raise UserError(f"{run_folder} is not evaluated yet: run 'unlearn evaluate'")
+    return read_record(path, Evaluation, f"restore it, or run 'unlearn evaluate --again {run_folder}'")
+
+
 def verdict_sentences(metrics: Metrics) -> list[str]:
     """What an evaluation calls the adapter, and why; empty where it judged nothing."""
     judged = metrics.verdict
@@ -243,17 +138,16 @@ def written(metric: str, value: float) -> str:
     return f"{value:.0%}" if is_share(metric) else f"{value:.2f}"
 
 
-def interval_of(metrics: Metrics, metric: str, whose: str) -> tuple[float, float] | None:
-    """The 95 % interval of "base", "adapter" or their "difference"; None where there is none."""
-    known = metrics.intervals.get(metric)
-    ends: list[float] | None = getattr(known, whose) if known else None
-    return (ends[0], ends[1]) if ends else None
+def interval_of(measured: Measured, metric: str, whose: str) -> tuple[float, float] | None:
+    """The 95 % interval of "base", "adapter", "random" or the "difference"; None where there is none."""
+    known = measured.intervals.get(metric)
+    return known.of(whose) if known else None
 
 
-def with_interval(metrics: Metrics, metric: str, whose: str) -> str:
-    """A metric of "base" or "adapter" as it is shown, with its interval where there is one."""
-    value = written(metric, metrics.of(whose)[metric])
-    ends = interval_of(metrics, metric, whose)
+def with_interval(measured: Measured, metric: str, whose: str) -> str:
+    """A metric of "base", "adapter" or "random" as it is shown, with its interval where there is one."""
+    value = written(metric, measured.of(whose)[metric])
+    ends = interval_of(measured, metric, whose)
     if not ends:
         return value
     if is_share(metric):
@@ -261,24 +155,50 @@ def with_interval(metrics: Metrics, metric: str, whose: str) -> str:
     return f"{value} [{ends[0]:.2f}, {ends[1]:.2f}]"
 
 
-def change_written(metrics: Metrics, metric: str) -> str:
+def control_title(metrics: Metrics) -> str:
+    """What the control is, and on how many probes; empty where there was none."""
+    if metrics.control is None:
+        return ""
+    return f"random adapter of the same norm, on {metrics.control.probes} of the probes"
+
+
+def control_rows(metrics: Metrics) -> list[tuple[str, list[str]]]:
+    """The control's lines: a metric's name, and its value with base, adapter and random adapter.
+
+    All three were asked the same; empty where there was no control.
+    """
+    control = metrics.control
+    if control is None:
+        return []
+    return [
+        (
+            metric.name,
+            [with_interval(control, metric.key, whose) for whose in ("base", "adapter", "random")],
+        )
+        for metric in shown_metrics(control)
+        if metric.key in control.random
+    ]
+
+
+def change_written(measured: Measured, metric: str) -> str:
     """How much a metric changed from base to adapter, with its 95 % interval where there is one."""
 
     def signed(value: float) -> str:
         text = f"{100 * value:+.0f}" if is_share(metric) else f"{value:+.2f}"
         return text.replace("-", "−")
 
-    change = signed(metrics.adapter[metric] - metrics.base[metric])
-    ends = interval_of(metrics, metric, "difference")
+    change = signed(measured.adapter[metric] - measured.base[metric])
+    ends = interval_of(measured, metric, "difference")
     return f"{change} [{signed(ends[0])}, {signed(ends[1])}]" if ends else change
 
 
-def kept(evaluation: Evaluation, scope: str) -> float | None:
+def kept(evaluation: Evaluation, scope: str, answers: int | None = None) -> float | None:
     """What the adapter knows in a scope for each thing that the base knows; None where that is nothing.
 
-    Counted over all probes of the scope; more than 1 where the adapter knows more.
+    Counted over all probes of the scope, and all answers or the first ``answers`` of each; more than 1
+    where the adapter knows more.
     """
     probes = [probe for probe in evaluation.probes if probe.scope == scope]
-    base = sum(bool(probe.shows("base")) for probe in probes)
-    adapter = sum(bool(probe.shows("adapter")) for probe in probes)
+    base = sum(bool(probe.shows("base", answers)) for probe in probes)
+    adapter = sum(bool(probe.shows("adapter", answers)) for probe in probes)
     return adapter / base if base else None

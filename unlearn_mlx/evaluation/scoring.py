@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from unlearn_mlx.compute.workers import WorkerPool
 from unlearn_mlx.evaluation.metrics import summary
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe
-from unlearn_mlx.evaluation.schema import Outcome
+from unlearn_mlx.evaluation.records import Outcome
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
 from unlearn_mlx.runs.files import append_rows
@@ -22,6 +23,7 @@ __all__ = ["choice_scores", "score_probes", "shows_knowledge", "summary"]
 
 ANSWER_TOKENS = 30  # as in RWKU (Jin et al. 2024)
 SAMPLE_TEMPERATURE = 0.8
+SCORES = "2: choices in float32"  # changes with how a score is made: older ones are not taken from a cache
 BLOCK = 96  # probes scored, and kept in the journal, at a time
 
 
@@ -40,6 +42,7 @@ def score_probes(
     progress: Callable[[int, int, str], None],
     is_cancelled: Callable[[], bool],
     journal: Path | None = None,
+    workers: WorkerPool | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Score every probe on the model as it is now (adapter on or off), by the probe's id.
 
@@ -60,7 +63,7 @@ def score_probes(
     for start in range(0, len(probes), BLOCK):
         block = probes[start : start + BLOCK]
         if not all(probe.id in known for probe in block):
-            scored = _score_block(model, block, samples, seed, is_cancelled)
+            scored = _score_block(model, block, samples, seed, is_cancelled, workers)
             known |= scored
             if journal:
                 journal.parent.mkdir(parents=True, exist_ok=True)
@@ -71,13 +74,18 @@ def score_probes(
 
 
 def _score_block(
-    model: ChatModel, probes: Sequence[Probe], samples: int, seed: int, is_cancelled: Callable[[], bool]
+    model: ChatModel,
+    probes: Sequence[Probe],
+    samples: int,
+    seed: int,
+    is_cancelled: Callable[[], bool],
+    workers: WorkerPool | None,
 ) -> dict[str, dict[str, Any]]:
     said = [probe for probe in probes if probe.leak]
     results: dict[str, dict[str, Any]] = {probe.id: {} for probe in probes}
     requests = [request for probe in said for request in _requests(model, probe, samples)]
     texts: dict[str, list[str]] = {probe.id: [] for probe in said}
-    for completion in generate(model, requests, seed, is_cancelled):
+    for completion in generate(model, requests, seed, is_cancelled, workers):
         texts[completion.key.rsplit("/", 1)[0]].append(completion.text.strip())
     for probe in said:
         answers = texts[probe.id]
@@ -91,7 +99,7 @@ def _score_block(
             "distinct_bigrams": distinct_bigrams(answers[0]),
         }
     chosen = [probe for probe in probes if probe.choices]
-    scores = choice_scores(model, chosen)
+    scores = choice_scores(model, chosen, workers)
     for probe, values in zip(chosen, scores, strict=True):
         results[probe.id] |= {
             "chosen": probe.choices[int(np.argmax(values))],
@@ -106,7 +114,9 @@ def shows_knowledge(probe: Probe, answer: str) -> bool:
     return any(re.search(pattern, folded, re.IGNORECASE) for pattern in probe.leak)
 
 
-def choice_scores(model: ChatModel, probes: Sequence[Probe]) -> list[np.ndarray]:
+def choice_scores(
+    model: ChatModel, probes: Sequence[Probe], workers: WorkerPool | None = None
+) -> list[np.ndarray]:
     """Mean log-probability a token of each choice as the answer, one array of four a probe."""
     prompts = [_prompt(model, probe) for probe in probes]
     texts = [
@@ -115,7 +125,7 @@ def choice_scores(model: ChatModel, probes: Sequence[Probe]) -> list[np.ndarray]
     ]
     return [
         np.array([float(values.mean()) for values in of_choices])
-        for of_choices in model.log_probabilities(prompts, texts)
+        for of_choices in model.log_probabilities(prompts, texts, workers=workers)
     ]
 
 

@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from unlearn_mlx.compute.workers import WorkerPool
 from unlearn_mlx.evaluation.divergence import divergence_from_base
 from unlearn_mlx.evaluation.membership import (
     Passage,
+    TokenScores,
     attack_scores,
     membership_metrics,
     token_scores,
@@ -15,8 +17,8 @@ from unlearn_mlx.evaluation.metrics import Values
 from unlearn_mlx.inference.adapters import Adapter
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
-from unlearn_mlx.text.overlap import ngram_entropy
-from unlearn_mlx.topics import DATA
+from unlearn_mlx.paths import DATA
+from unlearn_mlx.text.overlap import at_equal_length, ngram_entropy
 
 NEUTRAL_TOKENS = 64
 
@@ -33,13 +35,14 @@ def compare_neutral(
     seed: int,
     progress: Callable[[int, int, str], None],
     is_cancelled: Callable[[], bool],
+    workers: WorkerPool | None = None,
 ) -> tuple[Values, Values, dict[str, dict[str, float]]]:
     """Metrics of base and adapter, one value a text, and the membership metrics of both.
 
     "neutral/divergence" is the KL divergence from the base in nats a token on the base's own
     answers, "neutral/raw divergence" the mean difference of log-probabilities on texts without a
     chat around them: a changed prompt leaves it at 0, changed weights do not. "neutral/entropy" is
-    RWKU's fluency of the answers. The adapter is left on.
+    RWKU's fluency of the answers, both cut to the shorter's length. The adapter is left on.
     """
     prompts = [
         tuple(model.chat_tokens([{"role": "user", "content": prompt}])) for prompt in neutral_prompts()
@@ -48,14 +51,14 @@ def compare_neutral(
     texts = [passage.text for passage in passages]
     progress(0, 4, "neutral texts")
     adapter.switch(False)
-    base_answers = generate(model, requests, seed, is_cancelled)
+    base_answers = generate(model, requests, seed, is_cancelled, workers)
     progress(1, 4, "neutral texts")
     raw = texts or [answer.text for answer in base_answers]
-    base_scores = token_scores(model, raw)
+    base_scores = token_scores(model, raw, workers)
     adapter.switch(True)
     progress(2, 4, "neutral texts")
-    answers = generate(model, requests, seed, is_cancelled)
-    scores = token_scores(model, raw)
+    answers = generate(model, requests, seed, is_cancelled, workers)
+    scores = token_scores(model, raw, workers)
     progress(3, 4, "neutral texts")
     kept = [number for number, answer in enumerate(base_answers) if answer.text.strip()]
     divergences = divergence_from_base(
@@ -63,6 +66,7 @@ def compare_neutral(
         adapter,
         [prompts[number] for number in kept],
         [model.text_tokens(base_answers[number].text) for number in kept],
+        workers,
     )
     progress(4, 4, "neutral texts")
     differences = [
@@ -70,19 +74,27 @@ def compare_neutral(
         for new, old in zip(scores, base_scores, strict=True)
         if old.log_probabilities.size
     ]
+    pairs = [
+        pair
+        for old, new in zip(base_answers, answers, strict=True)
+        if (pair := at_equal_length(old.text, new.text))
+    ]
     base: Values = {
         "neutral/divergence": [0.0] * len(divergences),
         "neutral/raw divergence": [0.0] * len(differences),
-        "neutral/entropy": [ngram_entropy(answer.text) for answer in base_answers],
+        "neutral/entropy": [ngram_entropy(old) for old, _ in pairs],
     }
     changed: Values = {
         "neutral/divergence": divergences,
         "neutral/raw divergence": differences,
-        "neutral/entropy": [ngram_entropy(answer.text) for answer in answers],
+        "neutral/entropy": [ngram_entropy(new) for _, new in pairs],
     }
-    membership = {}
-    if passages:
-        for name, found in (("base", base_scores), ("adapter", scores)):
-            rows = [attack_scores(text, score) for text, score in zip(texts, found, strict=True)]
-            membership[name] = membership_metrics(passages, rows)
-    return base, changed, membership
+    if not pairs:
+        del base["neutral/entropy"], changed["neutral/entropy"]
+    membership = {"base": base_scores, "adapter": scores} if passages else {}
+    return base, changed, {whose: _membership(passages, found) for whose, found in membership.items()}
+
+
+def _membership(passages: Sequence[Passage], scores: Sequence[TokenScores]) -> dict[str, float]:
+    rows = [attack_scores(passage.text, score) for passage, score in zip(passages, scores, strict=True)]
+    return membership_metrics(passages, rows)

@@ -7,14 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from unlearn_mlx.compute.cpu_blas import cache_folder
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.evaluation.control import control, controlled_probes, random_weights
 from unlearn_mlx.evaluation.forms import forms_file, read_forms
 from unlearn_mlx.evaluation.generated_probes import make_probes
-from unlearn_mlx.evaluation.intervals import compare
+from unlearn_mlx.evaluation.intervals import clusters_of, compare
+from unlearn_mlx.evaluation.keys import is_share
 from unlearn_mlx.evaluation.labels import knowledge_of, label_answers
 from unlearn_mlx.evaluation.membership import read_passages
-from unlearn_mlx.evaluation.metrics import means, metric_values
+from unlearn_mlx.evaluation.metrics import Results, Values, means, metric_rows, values_of
 from unlearn_mlx.evaluation.probes import (
     Probe,
     even_share,
@@ -24,18 +25,18 @@ from unlearn_mlx.evaluation.probes import (
     row_of,
     write_row,
 )
-from unlearn_mlx.evaluation.schema import Evaluation, KnownResults, NearestTraining
-from unlearn_mlx.evaluation.scoring import ANSWER_TOKENS, BLOCK, score_probes
+from unlearn_mlx.evaluation.records import Evaluation, KnownResults, NearestTraining
+from unlearn_mlx.evaluation.scoring import ANSWER_TOKENS, BLOCK, SCORES, score_probes
 from unlearn_mlx.evaluation.side_effects import compare_neutral
 from unlearn_mlx.evaluation.verdict import verdict
 from unlearn_mlx.inference.adapters import WEIGHTS, load_adapter
 from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.paths import cache_folder
 from unlearn_mlx.runs.files import sha256_of, write_json, write_rows
 from unlearn_mlx.runs.records import Question, checked, read_record, read_records
 from unlearn_mlx.runs.run import Run, Work
 from unlearn_mlx.text.similarity import NEAR_DUPLICATE, Nearness
-
-Results = dict[str, dict[str, Any]]
+from unlearn_mlx.topics import Topic
 
 
 def every_probe(run: Run) -> list[Probe]:
@@ -73,50 +74,91 @@ def evaluate(model: ChatModel, work: Work) -> None:
     if not run.has_adapter:
         raise UserError(f"{run.path} has no adapter yet: run 'unlearn train' first")
     topic, probes = run.topic, asked_probes(run)
-
-    def progress(who: str) -> Callable[[int, int, str], None]:
-        return lambda done, total, unit: work.progress("evaluate", done, total, f"{who} {unit}")
-
-    base = _base_results(model, work, probes, progress("base"))
-    journal = _journal(run, probes)
+    base = _base_results(model, work, probes, _progress(work, "base"))
     adapter = load_adapter(model.model, run.file("adapter"))
     try:
-        changed = score_probes(
-            model,
-            probes,
-            settings.samples,
-            settings.seed,
-            progress("adapter"),
-            work.is_cancelled,
-            journal,
-        )
+        changed = _adapter_results(model, work, probes, "adapter")
         base_neutral, changed_neutral, membership = compare_neutral(
-            model, adapter, read_passages(topic), settings.seed, progress("both on"), work.is_cancelled
+            model,
+            adapter,
+            read_passages(topic),
+            settings.seed,
+            _progress(work, "both on"),
+            work.is_cancelled,
+            work.workers,
         )
+        shaken = controlled_probes(probes, settings.samples)
+        adapter.set_weights(random_weights(adapter, settings.seed))
+        random = _adapter_results(model, work, shaken, "random adapter")
     finally:
         adapter.detach()
     knowledge = knowledge_of(topic, probes, base)
     label_answers(knowledge, probes, base)
     label_answers(knowledge, probes, changed, base)
-    before = {**metric_values(probes, base, topic), **base_neutral}
-    after = {**metric_values(probes, changed, topic), **changed_neutral}
-    values = {
+    values: dict[str, Any] = {
         "model": run.manifest.model,
         "samples": settings.samples,
-        "base": {**means(before), **membership.get("base", {})},
-        "adapter": {**means(after), **membership.get("adapter", {})},
-        "intervals": {name: compare(before[name], after[name], settings.seed) for name in before},
+        **counted(probes, base, changed, topic, settings.seed, (base_neutral, changed_neutral)),
+        "control": control(shaken, base, changed, random, settings.seed),
         "nearest_training_question": nearness(probes, run),
         "probes": [
             {**row_of(probe), "base": base[probe.id], "adapter": changed[probe.id]} for probe in probes
         ],
     }
+    for whose, found in membership.items():
+        values[whose] |= found
     # Weights that diverged in training give answers that cannot be measured.
     where = f"{run.path}: the adapter cannot be measured"
     evaluation = checked(Evaluation, values, where, "train it again with a lower --learning-rate")
     evaluation.verdict = verdict(evaluation)
     write_json(run.file("evaluation.json"), evaluation.as_row())
-    journal.unlink(missing_ok=True)
+    for who, asked in (("adapter", probes), ("random adapter", shaken)):
+        _journal(run, asked, who).unlink(missing_ok=True)
+
+
+def counted(
+    probes: Sequence[Probe],
+    base: Results,
+    changed: Results,
+    topic: Topic,
+    seed: int,
+    neutral: tuple[Values, Values] = ({}, {}),
+) -> dict[str, dict[str, Any]]:
+    """The metrics of "base" and "adapter" with their "intervals", from the results on every probe.
+
+    ``neutral`` are the metrics of both on everyday texts, one value a text.
+    """
+    rows = metric_rows(probes, base, topic, changed)
+    before = {**values_of(rows), **neutral[0]}
+    after = {**values_of(metric_rows(probes, changed, topic, base)), **neutral[1]}
+    clusters = {name: clusters_of([(probe.id, probe.entity) for probe, _ in rows[name]]) for name in rows}
+    return {
+        "base": means(before),
+        "adapter": means(after),
+        "intervals": {
+            name: compare(before[name], after[name], seed, clusters.get(name), is_share(name))
+            for name in before
+        },
+    }
+
+
+def _progress(work: Work, who: str) -> Callable[[int, int, str], None]:
+    return lambda done, total, unit: work.progress("evaluate", done, total, f"{who} {unit}")
+
+
+def _adapter_results(model: ChatModel, work: Work, probes: Sequence[Probe], who: str) -> Results:
+    """The results of the adapter that is on, kept in a journal until the evaluation is whole."""
+    settings = work.settings
+    return score_probes(
+        model,
+        probes,
+        settings.samples,
+        settings.seed,
+        _progress(work, who),
+        work.is_cancelled,
+        _journal(work.run, probes, who),
+        work.workers,
+    )
 
 
 def nearness(probes: Sequence[Probe], run: Run) -> NearestTraining:
@@ -135,9 +177,9 @@ def nearness(probes: Sequence[Probe], run: Run) -> NearestTraining:
     )
 
 
-def _journal(run: Run, probes: Sequence[Probe]) -> Path:
-    """Where a cut-off score of this very adapter on these very probes lies."""
-    content = [sha256_of(run.file("adapter", WEIGHTS)), BLOCK, *map(asdict, probes)]
+def _journal(run: Run, probes: Sequence[Probe], who: str) -> Path:
+    """Where a cut-off score of this very adapter, or of its control, on these very probes lies."""
+    content = [who, sha256_of(run.file("adapter", WEIGHTS)), BLOCK, SCORES, *map(asdict, probes)]
     return run.file("journal", f"evaluation-{_digest(content)}.jsonl")
 
 
@@ -162,6 +204,7 @@ def _base_results(
             settings.seed,
             ANSWER_TOKENS,
             BLOCK,
+            SCORES,
             *map(asdict, chosen),
         ]
         path = cache_folder() / "base-evaluations" / f"{_digest(content)}.json"
@@ -175,6 +218,7 @@ def _base_results(
                 scored,
                 work.is_cancelled,
                 path.with_suffix(".jsonl"),
+                work.workers,
             )
             write_json(path, known)
             path.with_suffix(".jsonl").unlink(missing_ok=True)

@@ -1,6 +1,8 @@
 """What an adapter is, in words: whether it forgets, or only looks as if it did."""
 
-from unlearn_mlx.evaluation.schema import Metrics, Verdict
+from unlearn_mlx.evaluation.findings import KEPT, LOST, UNCLEAR, change_in_words
+from unlearn_mlx.evaluation.keys import OPEN_KNOWN, OPEN_LEAK, key_of
+from unlearn_mlx.evaluation.records import Metrics, Verdict
 
 FORGETS = "forgets"
 PARTLY = "forgets partly"
@@ -18,10 +20,10 @@ BROKEN = 0.25  # more of the answers than the base's, of any scope
 ENTROPY_KEPT = 0.8  # of the base's
 UNCHANGED_WEIGHTS = 1e-4  # nats a token on raw text
 NEAR_PROBES = 0.05  # of the probes near a training question: more than the filter lets through
-KEPT = 0.8  # of what the base knows of neighbours and of everything else
+MOSTLY_KEPT = 0.8  # of what the base knows, where no interval says whether the rest is chance
 
 # Where knowledge shows: questions, sentences to be finished, the adversarial forms, choices.
-_LEAKS = ("topic/open leak", "topic/cloze leak", "topic/adversarial leak", "topic/choice")
+_LEAKS = (OPEN_LEAK, "topic/cloze leak", "topic/adversarial leak", "topic/choice")
 # The same facts in other words: who trained on the questions alone has not reached them.
 _OTHER_FORMS = (
     "topic/form/synonym manipulation",
@@ -36,8 +38,9 @@ _SCOPES = {"topic": "the topic", "neighbour": "its neighbours", "general": "ever
 
 def verdict(metrics: Metrics) -> Verdict:
     """Judge an evaluation by its metrics. A fake is called one before it is praised."""
-    name, reason = _name(metrics, metrics.base, metrics.adapter)
-    return Verdict(name=name, reason=reason, notes=_notes(metrics.base, metrics.adapter))
+    base, adapter = metrics.base, metrics.adapter
+    name, reason = _name(metrics, base, adapter)
+    return Verdict(name=name, reason=reason, notes=_notes(metrics, base, adapter))
 
 
 def _name(metrics: Metrics, base: dict[str, float], adapter: dict[str, float]) -> tuple[str, str]:
@@ -57,7 +60,7 @@ def _name(metrics: Metrics, base: dict[str, float], adapter: dict[str, float]) -
         return ON_PROBES, f"{near:.0%} of the probes are near a question that was trained on"
     if not left:
         return NOT, "the base itself hardly knows the topic: there is nothing to forget"
-    asked, other = left.get("topic/open leak"), _mean([_left(base, adapter, key) for key in _OTHER_FORMS])
+    asked, other = left.get(OPEN_LEAK), _mean([_left(base, adapter, key) for key in _OTHER_FORMS])
     if asked is not None and other is not None and asked <= FORGOTTEN and other - asked >= MOSTLY:
         return ON_PROBES, (
             f"{1 - asked:.0%} of the leaks are gone where the question is asked plainly, "
@@ -71,24 +74,34 @@ def _name(metrics: Metrics, base: dict[str, float], adapter: dict[str, float]) -
     return (PARTLY if mean <= HALF_FORGOTTEN else NOT), told
 
 
-def _notes(base: dict[str, float], adapter: dict[str, float]) -> list[str]:
+def _notes(metrics: Metrics, base: dict[str, float], adapter: dict[str, float]) -> list[str]:
     notes = []
-    for scope, metric in (("neighbour", "neighbour/open known"), ("general", "general/open known")):
-        left = _left(base, adapter, metric)
-        if left is not None and left < KEPT:
-            notes.append(f"asked openly about {_SCOPES[scope]}, it knows {left:.0%} of what the base knows")
+    for scope, metric in OPEN_KNOWN.items():
+        if note := _kept_note(metrics, scope, _left(base, adapter, metric), key_of(base, metric)):
+            notes.append(note)
         declined = _declined(adapter, scope) - _declined(base, scope)
         if declined >= BROKEN:
             notes.append(f"{declined:.0%} more of the answers on {_SCOPES[scope]} decline")
     return notes
 
 
+def _kept_note(metrics: Metrics, scope: str, left: float | None, key: str | None) -> str:
+    """What must be said of open questions on what was to stay; empty where it is kept."""
+    if left is None or key is None:
+        return ""
+    told = f"asked openly about {_SCOPES[scope]}, it knows {left:.0%} of what the base knows"
+    found = change_in_words(metrics, key, False) or (KEPT if left >= MOSTLY_KEPT else LOST)
+    if found == UNCLEAR:
+        return f"{told}: so few questions cannot tell whether that is a loss"
+    return told if found == LOST else ""
+
+
 def _left(base: dict[str, float], adapter: dict[str, float], metric: str) -> float | None:
     """The share of the base's knowledge that is left above chance; None where the base has none."""
-    chance = _CHANCE.get(metric, 0.0)
-    if metric not in base or metric not in adapter or base[metric] - chance < LEAST_KNOWN:
+    chance, key = _CHANCE.get(metric, 0.0), key_of(base, metric)
+    if key is None or key not in adapter or base[key] - chance < LEAST_KNOWN:
         return None
-    return max(0.0, adapter[metric] - chance) / (base[metric] - chance)
+    return max(0.0, adapter[key] - chance) / (base[key] - chance)
 
 
 def _declined(metrics: dict[str, float], scope: str) -> float:

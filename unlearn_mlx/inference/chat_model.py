@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import mlx.core as mx
 import numpy as np
@@ -10,10 +10,12 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from unlearn_mlx.compute.cpu_math import log_sum_exp
-from unlearn_mlx.compute.workers import Helper, dealt_out
+from unlearn_mlx.compute.device import current_device
+from unlearn_mlx.compute.workers import ALONE, WorkerPool
 from unlearn_mlx.errors import EnvironmentCannot
 from unlearn_mlx.inference.adapters import LoraLayers, lora_layers, with_lora_layers
-from unlearn_mlx.inference.shared_prefix import common_prefix, see_shared_prefixes, shared_prefix_caches
+from unlearn_mlx.inference.patches import Patches
+from unlearn_mlx.inference.shared_prefix import common_prefix, sees_shared_prefixes, shared_prefix_caches
 from unlearn_mlx.inference.special_tokens import SpecialTokens
 from unlearn_mlx.models.registry import ModelSource
 
@@ -22,7 +24,11 @@ Message = dict[str, str]
 
 @dataclass
 class ChatModel:
-    """Weights, tokenizer and where they come from."""
+    """Weights, tokenizer and where they come from.
+
+    While it is open, parts of mlx-lm are replaced for it (patches.py): ``release`` it when it is not used
+    any longer, or open it by ``with``.
+    """
 
     model: Any  # an mlx-lm model: nn.Module called as model(tokens, cache=...)
     tokenizer: TokenizerWrapper
@@ -35,7 +41,6 @@ class ChatModel:
     decode_batch_size: int | None = field(
         init=False, default=None
     )  # of a batch of answers, once it is measured
-    helpers: list[Helper] = field(init=False, default_factory=list)  # processes that share the work
 
     def __post_init__(self) -> None:
         if not self.tokenizer.has_chat_template:
@@ -46,9 +51,13 @@ class ChatModel:
         # and others since, name the latter alone, and an answer would never end.
         self.tokenizer.eos_token_ids = {*self.tokenizer.eos_token_ids, self.end_of_message}
         self.stop_tokens = frozenset(self.tokenizer.eos_token_ids)
+        self._stop_masks: dict[str, np.ndarray] = {}
+        self._patches = Patches(self.model)
         probe = mx.array([[0, 1]])
         logits = self.model(probe)
         self.vocabulary_size = int(logits.shape[-1])
+        if logits.dtype == mx.float32 and not current_device().is_gpu:
+            self._patches.use_fast_activations()
         try:
             plain = vocabulary_logits(self.model, self.model.model(probe))
             self.has_plain_head = bool(mx.allclose(plain, logits, rtol=1e-3, atol=1e-3))
@@ -56,7 +65,24 @@ class ChatModel:
             self.has_plain_head = False
         # Every layer must keep plain keys and values, not a rolling or recurrent state.
         plain_cache = all(type(entry) is KVCache for entry in self.new_cache())
-        self.sees_prefixes = self.has_plain_head and plain_cache and see_shared_prefixes(self.model)
+        self.sees_prefixes = False
+        if self.has_plain_head and plain_cache:
+            self._patches.share_prefixes()
+            self.sees_prefixes = sees_shared_prefixes(self.model)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Put mlx-lm back as it was, where no other open model needs it changed.
+
+        The model still answers afterwards, but computes what rows share for each of them.
+        """
+        self.sees_prefixes = False
+        self._patches.release()
 
     def chat_tokens(self, messages: Sequence[Message], answer_start: str = "") -> list[int]:
         """Token ids up to the point where the assistant answers.
@@ -81,8 +107,12 @@ class ChatModel:
         return [*prompt, *answer, self.end_of_message], len(prompt)
 
     def text_tokens(self, text: str) -> list[int]:
-        """Token ids of a text as it stands."""
+        """Token ids of a text as it stands, in the middle of others."""
         return self.special_tokens.encode_words(text)
+
+    def document_tokens(self, text: str) -> list[int]:
+        """Token ids of a text without a chat around it, with the mark of its beginning where there is one."""
+        return [*self.special_tokens.beginning, *self.text_tokens(text)]
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
@@ -104,19 +134,38 @@ class ChatModel:
             return logits
         return vocabulary_logits(self.model, self.model.model(tokens, cache=cache)[rows, columns])
 
+    def tokens_with(self, characters: str) -> np.ndarray:
+        """Which tokens' texts contain one of ``characters``, [vocabulary]."""
+        if characters not in self._stop_masks:
+            # A model's vocabulary may be padded beyond its tokenizer's.
+            mask = np.zeros(self.vocabulary_size, bool)
+            if characters:
+                texts: list[str] = self.tokenizer.batch_decode(
+                    [[token] for token in range(len(self.tokenizer))]
+                )
+                mask[: len(texts)] = [any(character in text for character in characters) for text in texts]
+            self._stop_masks[characters] = mask
+        return self._stop_masks[characters]
+
     def log_probabilities(
-        self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[Sequence[int]]], batch_size: int = 64
+        self,
+        prompts: Sequence[Sequence[int]],
+        texts: Sequence[Sequence[Sequence[int]]],
+        batch_size: int = 64,
+        workers: WorkerPool | None = None,
     ) -> list[list[np.ndarray]]:
         """Natural log-probability of each token of every text in ``texts[i]`` after ``prompts[i]``.
 
         Returns one float32 array a text, of the text's length. A prompt is computed once for all of its
         texts, together with others of its length; ``batch_size`` is the most rows at a time.
+        ``workers`` score some of them.
         """
+        workers = workers or ALONE
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), len(texts[i])))
-        layers = lora_layers(self.model) if self.helpers else {}
-        found = dealt_out(
-            self,
+        layers = lora_layers(self.model) if workers.count else {}
+        found = workers.map(
             _log_probabilities,
+            self,
             order,
             lambda part: ([prompts[i] for i in part], [texts[i] for i in part], batch_size, layers),
         )
@@ -148,9 +197,8 @@ class ChatModel:
                 first = length - 1 - skipped
                 columns = mx.array([first + k for _, text in follow for k in range(len(text))])
                 targets = mx.array([token for _, text in follow for token in text])
-                scores = self.logits_at(batch, row_index, columns, cache)
-                own = mx.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
-                found = np.array((own - log_sum_exp(scores)).astype(mx.float32))
+                logits = self.logits_at(batch, row_index, columns, cache)
+                found = np.array(target_log_probabilities(logits, targets))
                 ends = np.cumsum([len(text) for _, text in follow])
                 for (i, _), values in zip(follow, np.split(found, ends[:-1]), strict=True):
                     results[i].append(values)
@@ -175,6 +223,16 @@ def _log_probabilities(
 ) -> list[list[np.ndarray]]:
     with with_lora_layers(model.model, layers):
         return model._log_probabilities_here(prompts, texts, batch_size)
+
+
+def target_log_probabilities(logits: mx.array, targets: mx.array) -> mx.array:
+    """Natural log-probabilities of tokens, [places], by logits [places, vocabulary], in float32.
+
+    The sum over a vocabulary in half precision is wrong by more than what two choices differ.
+    """
+    logits = logits.astype(mx.float32)
+    own = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    return own - log_sum_exp(logits)
 
 
 def vocabulary_logits(model: Any, hidden: mx.array) -> mx.array:

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlearn_mlx.compute.cpu_setup import prepare_cpu
 from unlearn_mlx.errors import Cancelled, EnvironmentCannot, UserError
 
 if TYPE_CHECKING:
+    from unlearn_mlx.inference.chat_model import ChatModel
     from unlearn_mlx.inference.generation import Request
 
 Mode = str  # "base" or "adapter"; every name but "base" is answered with the adapter on
@@ -131,6 +133,7 @@ class Engine:
         self._line = _Line()
         self._loaded = threading.Event()
         self._error: BaseException | None = None
+        self._model: ChatModel | None = None
         self._adapters: dict[tuple[Path, int], Any] = {}  # by folder and time of change; last used last
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
@@ -176,19 +179,23 @@ class Engine:
         self._thread.join()
 
     def _work(self) -> None:
+        # The thread that started this one may not have been prepared: a browser's tab has its own.
+        prepare_cpu()
         try:
             self._serve()
         finally:
             import mlx.core as mx
 
+            if self._model is not None:
+                self._model.release()
             # A thread that ends with streams of its own makes mlx abort when the process ends.
             mx.clear_streams()
 
     def _serve(self) -> None:
         try:
-            from unlearn_mlx.models.registry import load_model, resolve_model
+            from unlearn_mlx.inference.loading import load_by_name
 
-            model = load_model(resolve_model(self._model_name))
+            model = self._model = load_by_name(self._model_name)
             if self._adapter_folder:
                 self._attach(model, self._adapter_folder)
         except BaseException as error:  # it is the asking threads' to handle

@@ -6,7 +6,6 @@ Tokens are drawn on the host: there the likely ones are found without sorting or
 the whole vocabulary, which costs mlx-lm's BatchGenerator more than the model itself on a CPU.
 """
 
-import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 from mlx_lm.models.cache import LRUPromptCache, trim_prompt_cache
 
 from unlearn_mlx.compute.batch_size import BATCH_SIZES, decode_batch_size
-from unlearn_mlx.compute.workers import dealt_out
+from unlearn_mlx.compute.workers import WorkerPool
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.inference.adapters import (
     LoraLayers,
@@ -28,6 +27,7 @@ from unlearn_mlx.inference.adapters import (
 )
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.shared_prefix import GrowingRows, common_prefix, shared_prefix_caches
+from unlearn_mlx.seeding import random_source
 
 SHARED_FROM = 12  # requests; fewer are soon answered by one process
 
@@ -61,26 +61,47 @@ def generate(
     requests: Sequence[Request],
     seed: int,
     is_cancelled: Callable[[], bool] = lambda: False,
+    workers: WorkerPool | None = None,
 ) -> list[Completion]:
-    """Answer all requests, in their order.
+    """Answer all requests, in their order; ``workers`` answer some of them.
 
     Raises:
         Cancelled: between two tokens, once ``is_cancelled`` returns True.
     """
     with_strengths = any(request.adapter_strength is not None for request in requests)
-    if not model.helpers or with_strengths or len(requests) < SHARED_FROM:
+    if workers is None or not workers.count or with_strengths or len(requests) < SHARED_FROM:
         return _answer(model, requests, seed, is_cancelled)
     layers = lora_layers(model.model)
-    # Each answer has its own seed, so it is the same in any share.
-    completions = dealt_out(
-        model,
+    # Each answer has its own seed, so it is the same in any part.
+    completions = workers.map(
         answer_here,
+        model,
         _longest_first(requests),
         lambda part: ([requests[i] for i in part], seed, layers),
         is_cancelled,
         here=(is_cancelled,),
     )
     return [completions[i] for i in range(len(requests))]
+
+
+def answer_groups(
+    model: ChatModel,
+    groups: Sequence[Sequence[Request]],
+    seed: int,
+    is_cancelled: Callable[[], bool] = lambda: False,
+    workers: WorkerPool | None = None,
+) -> list[list[Completion]]:
+    """Answer groups of requests, each in one process: what is said does not depend on how many there are.
+
+    Raises:
+        Cancelled: between two tokens, once ``is_cancelled`` returns True.
+    """
+    layers = lora_layers(model.model)
+    first, *others = [(group, seed, layers) for group in groups]
+    parts: list[tuple[Any, ...]] = [(*first, is_cancelled), *others]
+    if workers is None:
+        return [answer_here(model, *part) for part in parts]
+    return workers.run(answer_here, model, parts, is_cancelled)
 
 
 def answer_here(
@@ -167,7 +188,7 @@ class _Batch:
         self.drawn: list[list[int]] = []  # tokens of each row
         self.cache: list[Any] = []
         self.sources = [random_source(seed, request.key) for request in requests]
-        self.stop_tokens = [_stop_mask(model, request.stop_at) for request in requests]
+        self.stop_tokens = [model.tokens_with(request.stop_at) for request in requests]
         self.has_strengths = any(request.adapter_strength is not None for request in requests)
         prefix = common_prefix([request.tokens for request in requests])
         self.prompt_cache = prompt_cache if model.sees_prefixes else None
@@ -315,12 +336,6 @@ def draw_token(scores: np.ndarray, temperature: float, min_p: float, source: np.
     return int(likely[np.searchsorted(cumulative, source.random() * cumulative[-1], side="right")])
 
 
-def random_source(seed: int, key: str) -> np.random.Generator:
-    """Randomness that depends on the seed and the key alone."""
-    digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
-
-
 def _merged(caches: Sequence[Sequence[Any]]) -> list[Any]:
     """One cache a layer for the rows of several."""
     return [entries[0].merge(entries) for entries in zip(*caches, strict=True)]
@@ -335,21 +350,3 @@ def _streams(count: int) -> list[mx.Stream]:
     device = mx.default_device()
     known += [mx.new_stream(device) for _ in range(count - 1 - len(known))]
     return [mx.default_stream(device), *known][:count]
-
-
-_stop_masks: dict[tuple[int, str], np.ndarray] = {}
-
-
-def _stop_mask(model: ChatModel, characters: str) -> np.ndarray:
-    """Which tokens contain one of ``characters``, [vocabulary]."""
-    key = (id(model.tokenizer), characters)
-    if key not in _stop_masks:
-        # A model's vocabulary may be padded beyond its tokenizer's.
-        mask = np.zeros(model.vocabulary_size, bool)
-        if characters:
-            texts: list[str] = model.tokenizer.batch_decode(
-                [[token] for token in range(len(model.tokenizer))]
-            )
-            mask[: len(texts)] = [any(character in text for character in characters) for text in texts]
-        _stop_masks[key] = mask
-    return _stop_masks[key]

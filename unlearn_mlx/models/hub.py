@@ -12,11 +12,11 @@ from typing import Any
 
 from filelock import FileLock
 
+from unlearn_mlx.compute.memory import GIGABYTE
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.models.hub_errors import hub_reason, hub_words, is_hub_error
 from unlearn_mlx.runs.files import read_json, sha256_of
 
-GIGABYTE = 1024**3
 LARGE = 64 * 2**20  # bytes from which a file is worth resuming
 
 WANTED = (

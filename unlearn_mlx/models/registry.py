@@ -1,19 +1,16 @@
-"""Models by name: where they come from, which is the default, and loading one."""
+"""Models by name: where they come from, and which is the default."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from unlearn_mlx.compute.cpu_blas import cache_folder
 from unlearn_mlx.compute.device import Device, current_device
+from unlearn_mlx.compute.memory import GIGABYTE
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.models.embedded import embedded_folder
-from unlearn_mlx.models.hub import GIGABYTE, cached_folder, fetch, lack
+from unlearn_mlx.models.hub import cached_folder, fetch, lack
+from unlearn_mlx.paths import cache_folder
 from unlearn_mlx.runs.files import sha256_of
-
-if TYPE_CHECKING:
-    from unlearn_mlx.inference.chat_model import ChatModel
 
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 
@@ -158,36 +155,6 @@ def to_fetch(name: str) -> str | None:
     if folder is None:
         return f"{named.download_bytes / GIGABYTE:.1f} GB" if named else "the whole model"
     return "the rest" if lack(folder) else None
-
-
-def load_model(source: ModelSource) -> "ChatModel":
-    """Load weights and tokenizer.
-
-    On a CPU the weights become float32: quantized and float16 products run at a hundredth of the
-    speed there. On Metal and CUDA they stay as they are.
-
-    Raises:
-        EnvironmentCannot: where the files are damaged or of an unknown architecture.
-    """
-    import mlx.core as mx
-    from mlx_lm.utils import dequantize_model, load
-
-    from unlearn_mlx.compute.cpu_math import use_fast_activations
-    from unlearn_mlx.inference.chat_model import ChatModel
-
-    try:
-        loaded: Any = load(str(source.folder))
-    except Exception as error:  # mlx-lm and safetensors raise many kinds for a damaged folder
-        reason = " ".join(str(error).split())[:300]
-        raise EnvironmentCannot(f"cannot load {source.folder}: {reason}; fetch the model again") from error
-    model, tokenizer = loaded[0], loaded[1]
-    if not current_device().is_gpu:
-        model = dequantize_model(model)
-        model.set_dtype(mx.float32)
-        mx.eval(model.parameters())
-        use_fast_activations(model)
-    model.eval()
-    return ChatModel(model, tokenizer, source)
 
 
 def _source(name: str, folder: Path, revision: str) -> ModelSource:

@@ -6,7 +6,9 @@ from typing import Any, TypeVar
 
 import altair as alt
 
-from unlearn_mlx.evaluation.schema import METRICS, SCOPES, AuditRow, Metrics, interval_of, is_share
+from unlearn_mlx.evaluation.keys import is_share
+from unlearn_mlx.evaluation.records import AuditRow, Measured
+from unlearn_mlx.evaluation.schema import SCOPES, interval_of, shown_metrics
 from unlearn_mlx.reporting.transcripts import printable
 from unlearn_mlx.runs.records import Event, ProgressEvent, ValidationEvent
 
@@ -50,18 +52,19 @@ THEMES = {
 }
 
 
-def change_chart(metrics: Metrics) -> Spec | None:
+def change_chart(measured: Measured) -> Spec | None:
     """Base and adapter in every metric that is a share, with their 95 % intervals where there are any."""
     rows: list[dict[str, Any]] = []
     links: list[dict[str, Any]] = []
-    for key, name, _ in METRICS:
-        if key not in metrics.base or key not in metrics.adapter or not is_share(key):
+    for metric in shown_metrics(measured):
+        key, name = metric.key, metric.name
+        if not is_share(key):
             continue
-        links.append({"metric": name, **{model: metrics.of(model)[key] for model in MODELS}})
+        links.append({"metric": name, **{model: measured.of(model)[key] for model in MODELS}})
         for model in MODELS:
-            low, high = interval_of(metrics, key, model) or (None, None)
+            low, high = interval_of(measured, key, model) or (None, None)
             rows.append(
-                {"metric": name, "model": model, "share": metrics.of(model)[key], "low": low, "high": high}
+                {"metric": name, "model": model, "share": measured.of(model)[key], "low": low, "high": high}
             )
     if not rows:
         return None
@@ -89,14 +92,14 @@ def change_chart(metrics: Metrics) -> Spec | None:
     return _spec(alt.layer(link, interval, point), len(links) * LINE_HEIGHT + FRAME)
 
 
-def character_chart(metrics: Metrics) -> Spec | None:
+def character_chart(measured: Measured) -> Spec | None:
     """What the answers of base and adapter were taken for, as shares of all answers of a scope."""
     rows: list[dict[str, Any]] = [
-        {"who": f"{scope}, {model}", "label": label, "share": metrics.of(model)[key], "order": order}
+        {"who": f"{scope}, {model}", "label": label, "share": measured.of(model)[key], "order": order}
         for scope in SCOPES
         for model in MODELS
         for order, label in enumerate(LABEL_COLOURS)
-        if (key := f"{scope}/label {label}") in metrics.of(model)
+        if (key := f"{scope}/label {label}") in measured.of(model)
     ]
     if not rows:
         return None

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.evaluation.schema import METRICS, Evaluation, kept, read_evaluation, with_interval
+from unlearn_mlx.evaluation.keys import answers_in, answers_in_words
+from unlearn_mlx.evaluation.probes import QUESTION_ANSWER
+from unlearn_mlx.evaluation.records import Evaluation
+from unlearn_mlx.evaluation.schema import (
+    kept,
+    open_leak,
+    read_evaluation,
+    shown_metrics,
+    with_interval,
+)
 from unlearn_mlx.reporting.charts import pareto_chart
 from unlearn_mlx.reporting.page import render
 from unlearn_mlx.runs.run import Run
@@ -15,7 +24,11 @@ WIDTH, HEIGHT = 56, 14  # of the plot in a terminal, in characters
 
 @dataclass(frozen=True)
 class Compared:
-    """A run among others: ``leak`` of the topic and ``kept`` of the neighbours are the plot's axes."""
+    """A run among others: ``leak`` of the topic and ``kept`` of the neighbours are the plot's axes.
+
+    Both are counted over the first ``answers`` of each question, as many as all of the runs have;
+    ``asked_for`` is how many this run's evaluation has.
+    """
 
     name: str
     topic: str
@@ -24,6 +37,8 @@ class Compared:
     kept: float
     on_front: bool
     evaluation: Evaluation
+    answers: int
+    asked_for: int
 
 
 def compare(runs: Iterable[Run]) -> list[Compared]:
@@ -32,20 +47,55 @@ def compare(runs: Iterable[Run]) -> list[Compared]:
     Raises:
         UserError: where a run is not evaluated, or lacks what the plot needs.
     """
-    read = []
-    for run in runs:
-        evaluation = read_evaluation(run.path)
-        leak = evaluation.adapter.get("topic/open leak")
-        share = kept(evaluation, "neighbour")
-        if leak is None or share is None or "topic/open leak" not in evaluation.base:
+    read = [(run, read_evaluation(run.path)) for run in runs]
+    counts = [_answers(evaluation) for _, evaluation in read]
+    answers = min(counts, default=1)
+    points = []
+    for (run, evaluation), count in zip(read, counts, strict=True):
+        leak = _leak(evaluation, "adapter", answers, count)
+        share = kept(evaluation, "neighbour", answers if answers < count else None)
+        if leak is None or share is None:
             raise UserError(f"{run.path} has no probes on topic and neighbours: leave it out")
-        read.append((run, evaluation, leak, share))
-    front = pareto_front([(leak, share) for _, _, leak, share in read])
-    names = _short_names([run for run, *_ in read])
+        points.append((leak, share))
+    front = pareto_front(points)
+    names = _short_names([run for run, _ in read])
     return [
-        Compared(name, run.manifest.topic, run.model_name, leak, share, is_best, evaluation)
-        for name, (run, evaluation, leak, share), is_best in zip(names, read, front, strict=True)
+        Compared(name, run.manifest.topic, run.model_name, *point, is_best, evaluation, answers, asked_for)
+        for name, (run, evaluation), point, is_best, asked_for in zip(
+            names, read, points, front, counts, strict=True
+        )
     ]
+
+
+def _answers(evaluation: Evaluation) -> int:
+    """How many answers an evaluation's open questions had."""
+    return answers_in(open_leak(evaluation) or "") or 1
+
+
+def _leak(evaluation: Evaluation, whose: str, answers: int, asked_for: int) -> float | None:
+    """The share of open questions that leak in the first ``answers``; None where none were asked."""
+    key = open_leak(evaluation)
+    if key is None or answers == asked_for:
+        return None if key is None else evaluation.of(whose).get(key)
+    asked = [
+        probe
+        for probe in evaluation.probes
+        if probe.scope == "topic" and probe.kind == "open" and probe.form in ("", QUESTION_ANSWER)
+    ]
+    leaking = sum(bool(probe.shows(whose, answers)) for probe in asked)
+    return leaking / len(asked) if asked else None
+
+
+def other_answers(compared: Sequence[Compared]) -> str:
+    """What must be said where the runs' questions had different numbers of answers; else empty."""
+    if len({run.asked_for for run in compared}) < 2:
+        return ""
+    counts = ", ".join(f"{run.name} {run.asked_for}" for run in compared)
+    return (
+        f"The runs have different numbers of answers to a question ({counts}), and more answers find more: "
+        f"what is plotted counts the first {'one' if compared[0].answers == 1 else compared[0].answers} of "
+        "each, and lines of different numbers are not to be compared."
+    )
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -66,21 +116,23 @@ def table(compared: Sequence[Compared]) -> list[tuple[str, list[str]]]:
     rows = [
         ("topic", [run.topic for run in compared]),
         ("model", [run.model for run in compared]),
-        ("topic: leaks, with the base alone", [f"{_base_leak(run):.0%}" for run in compared]),
     ]
-    for key, name, _ in METRICS:
-        if any(key in run.evaluation.adapter for run in compared):
-            rows.append(
-                (
-                    name,
-                    [
-                        with_interval(run.evaluation, key, "adapter")
-                        if key in run.evaluation.adapter
-                        else "–"
-                        for run in compared
-                    ],
-                )
+    counted = answers_in_words(compared[0].answers)
+    if other_answers(compared):
+        rows.append((f"topic: leaks in {counted}", [f"{run.leak:.0%}" for run in compared]))
+    rows.append((f"topic: leaks in {counted}, with the base alone", [_base_leak(run) for run in compared]))
+    for metric in shown_metrics(*(run.evaluation for run in compared)):
+        rows.append(
+            (
+                metric.name,
+                [
+                    with_interval(run.evaluation, metric.key, "adapter")
+                    if metric.key in run.evaluation.adapter
+                    else "–"
+                    for run in compared
+                ],
             )
+        )
     rows.append(("neighbours kept of what the base knows", [f"{run.kept:.0%}" for run in compared]))
     rows.append(("no other is better in both", ["yes" if run.on_front else "" for run in compared]))
     return rows
@@ -123,6 +175,7 @@ def compare_html(compared: Sequence[Compared]) -> str:
         names=[run.name for run in compared],
         rows=table(compared),
         same_questions=same_questions(compared),
+        other_answers=other_answers(compared),
     )
 
 
@@ -136,6 +189,7 @@ def as_rows(compared: Sequence[Compared]) -> list[dict[str, Any]]:
             "leak": run.leak,
             "kept": run.kept,
             "on_front": run.on_front,
+            "answers": run.answers,
             "base": run.evaluation.base,
             "adapter": run.evaluation.adapter,
         }
@@ -143,8 +197,9 @@ def as_rows(compared: Sequence[Compared]) -> list[dict[str, Any]]:
     ]
 
 
-def _base_leak(run: Compared) -> float:
-    return run.evaluation.base["topic/open leak"]
+def _base_leak(run: Compared) -> str:
+    leak = _leak(run.evaluation, "base", run.answers, run.asked_for)
+    return "–" if leak is None else f"{leak:.0%}"
 
 
 def _short_names(runs: Sequence[Run]) -> list[str]:

@@ -7,17 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_mlx.config import PRESETS, Settings, make_settings
+from unlearn_mlx.evaluation.findings import change_in_words, scope_in_words
 from unlearn_mlx.evaluation.judge import agreements, read_judgements
+from unlearn_mlx.evaluation.keys import answers_in, answers_in_words
+from unlearn_mlx.evaluation.records import Evaluation, Measured
 from unlearn_mlx.evaluation.schema import (
     AUDIT_COLUMNS,
-    METRICS,
+    AUDIT_NOTE,
     SCOPES,
-    Evaluation,
-    Metrics,
     change_written,
+    control_rows,
+    control_title,
     kept,
+    open_leak,
     read_audit,
     read_evaluation,
+    shown_metrics,
     verdict_sentences,
     with_interval,
 )
@@ -46,13 +51,17 @@ MEMBERSHIP = "membership/"  # how the names of these metrics begin
 
 @dataclass(frozen=True)
 class TableRow:
-    """A metric as the table shows it; ``wanted`` is "low", "kept", or nothing."""
+    """A metric as the table shows it.
+
+    ``wanted`` is "low", "as the base", or nothing; ``found`` what the interval of the change says.
+    """
 
     name: str
     base: str
     adapter: str
     change: str
     wanted: str
+    found: str
 
 
 def write_report(run: Run) -> Path:
@@ -91,10 +100,13 @@ def report_html(run: Run) -> str:
         verdict=verdict_words(evaluation, run.manifest.topic),
         rows=main,
         other_rows=others,
+        control=control_rows(evaluation),
+        control_title=control_title(evaluation),
         maps=_maps(evaluation),
         training_titles=[title for title, _ in training],
         audit=audit,
         audit_columns=AUDIT_COLUMNS,
+        audit_note=AUDIT_NOTE,
         membership=[
             (key.removeprefix(MEMBERSHIP), evaluation.base[key], evaluation.adapter[key])
             for key in _in_both(evaluation)
@@ -109,28 +121,38 @@ def report_html(run: Run) -> str:
     )
 
 
-def table_rows(metrics: Metrics) -> tuple[list[TableRow], list[TableRow]]:
+def table_rows(measured: Measured) -> tuple[list[TableRow], list[TableRow]]:
     """The metrics that matter most, and every other one, with their 95 % intervals."""
-    known = {key: (name, "low" if less else "kept") for key, name, less in METRICS}
-    there = _in_both(metrics)
-    others = [key for key in there if key not in known and not key.startswith(MEMBERSHIP)]
+    main = shown_metrics(measured)
+    known = {metric.key for metric in main}
+    others = [key for key in _in_both(measured) if key not in known and not key.startswith(MEMBERSHIP)]
     return (
-        [_row(metrics, key, *known[key]) for key in known if key in there],
-        [_row(metrics, key, key.replace("/", ": "), "") for key in others],
+        [
+            _row(
+                measured,
+                metric.key,
+                metric.name,
+                metric.wanted,
+                change_in_words(measured, metric.key, metric.less_is_better),
+            )
+            for metric in main
+        ],
+        [_row(measured, key, key.replace("/", ": ")) for key in others],
     )
 
 
-def _in_both(metrics: Metrics) -> list[str]:
-    return [key for key in metrics.base if key in metrics.adapter]
+def _in_both(measured: Measured) -> list[str]:
+    return [key for key in measured.base if key in measured.adapter]
 
 
-def _row(metrics: Metrics, key: str, name: str, wanted: str) -> TableRow:
+def _row(measured: Measured, key: str, name: str, wanted: str = "", found: str = "") -> TableRow:
     return TableRow(
         name,
-        with_interval(metrics, key, "base"),
-        with_interval(metrics, key, "adapter"),
-        change_written(metrics, key),
+        with_interval(measured, key, "base"),
+        with_interval(measured, key, "adapter"),
+        change_written(measured, key),
         wanted,
+        found,
     )
 
 
@@ -138,12 +160,12 @@ def verdict_words(evaluation: Evaluation, topic: str) -> list[str]:
     """The result in sentences: the evaluation's own verdict, where it has one, comes first."""
     base, adapter = evaluation.base, evaluation.adapter
     sentences = verdict_sentences(evaluation)
-    if "topic/open leak" in base and "topic/open leak" in adapter:
-        draws = evaluation.samples + 1
-        tries = f"in any of {draws} answers" if draws > 1 else "in the answer"
+    key = open_leak(evaluation)
+    if key is not None and key in adapter:
+        tries = answers_in_words(answers_in(key) or 1)
         sentences.append(
-            f"Of the open questions about {topic}, {base['topic/open leak']:.0%} drew out what the base "
-            f"knows ({tries}); with the adapter {adapter['topic/open leak']:.0%} still do."
+            f"Of the open questions about {topic}, {base[key]:.0%} drew out what the base knows "
+            f"(in {tries}); with the adapter {adapter[key]:.0%} still do."
         )
     if "topic/choice" in base and "topic/choice" in adapter:
         sentences.append(
@@ -153,8 +175,10 @@ def verdict_words(evaluation: Evaluation, topic: str) -> list[str]:
     for scope, name in (("neighbour", "the topic's neighbours"), ("general", "everything else")):
         share = kept(evaluation, scope)
         if share is not None:
+            found = scope_in_words(evaluation, scope)
             sentences.append(
-                f"For every 100 things that the base knows of {name}, the adapter knows {100 * share:.0f}."
+                f"For every 100 things that the base knows of {name}, the adapter knows {100 * share:.0f}: "
+                f"{found}."
             )
     return sentences
 

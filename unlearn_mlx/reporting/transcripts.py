@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from unlearn_mlx.evaluation.forms import FORMS
 from unlearn_mlx.evaluation.probes import FORM_OF_KIND
-from unlearn_mlx.evaluation.schema import Outcome, ScoredProbe
+from unlearn_mlx.evaluation.records import Outcome, ScoredProbe
 from unlearn_mlx.topics import fold
 
 

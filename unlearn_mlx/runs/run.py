@@ -27,7 +27,7 @@ from unlearn_mlx.runs.records import (
     read_events,
     read_manifest,
 )
-from unlearn_mlx.topics import LONGEST_NAME, Topic, load_topic, slug_of
+from unlearn_mlx.topics import Topic, former_slug_of, load_topic, slug_of
 
 STAGES = ("questions", "answers", "train", "evaluate")
 AFTER = ("audit",)  # stages that a run is whole without
@@ -131,8 +131,14 @@ def save_topic(path: Path, topic: Topic) -> None:
 
 
 def run_path(topic_name: str, out: Path | None = None) -> Path:
-    """Where a topic's run lies."""
-    return out if out is not None else RUNS / slug_of(topic_name)
+    """Where a topic's run lies: also where an earlier version has put it."""
+    if out is not None:
+        return out
+    path, former = RUNS / slug_of(topic_name), RUNS / (former_slug_of(topic_name) or "-")
+    if former != path and not path.exists() and os.path.exists(former / "manifest.json"):
+        is_this_topic = read_manifest(former / "manifest.json").topic == topic_name
+        return former if is_this_topic else path
+    return path
 
 
 def create_run(path: Path, topic: Topic, model: dict[str, Any], settings: Settings, device: str) -> Run:
@@ -198,7 +204,7 @@ def find_run(name: str) -> Run:
     """A run by its path, its topic's name or slug."""
     if os.path.exists(os.path.join(name, "manifest.json")):  # False for a name too long for a path
         return open_run(Path(name))
-    return open_run(RUNS / (slug_of(name)[:LONGEST_NAME] or "-"))
+    return open_run(run_path(name) if slug_of(name) else RUNS / "-")
 
 
 def all_runs() -> list[Run]:
@@ -219,11 +225,13 @@ def package_versions() -> dict[str, str]:
 
 @dataclass
 class Work:
-    """What every stage is given: where to write, and when to stop."""
+    """What every stage is given: where to write, when to stop, and who works beside it."""
 
     run: Run
     settings: Settings
     is_cancelled: Callable[[], bool] = lambda: False
+    # A WorkerPool of compute/workers.py, which stands above this file; None has all work done here.
+    workers: Any = None
 
     def progress(self, stage: str, done: int, total: int, unit: str, **facts: Any) -> None:
         """Say how far a stage is."""

@@ -7,8 +7,8 @@ import mlx.core as mx
 import numpy as np
 
 from unlearn_mlx.inference.chat_model import ChatModel
-from unlearn_mlx.inference.generation import random_source
 from unlearn_mlx.runs.records import NegativeRow, TrainingRow
+from unlearn_mlx.seeding import random_source
 
 LENGTH_STEP = 4  # tokens; rows are padded to a multiple, so that shapes come again
 TARGET_STEP = 16  # likewise for the number of targets of a batch

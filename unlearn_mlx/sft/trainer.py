@@ -14,7 +14,8 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from unlearn_mlx.compute.cpu_math import log_sum_exp
-from unlearn_mlx.compute.workers import dealt_out
+from unlearn_mlx.compute.memory import peak_bytes
+from unlearn_mlx.compute.workers import ALONE, WorkerPool
 from unlearn_mlx.errors import Cancelled, UserError
 from unlearn_mlx.inference.adapters import Adapter, LoraShape, save_arrays
 from unlearn_mlx.inference.chat_model import ChatModel, vocabulary_logits
@@ -63,8 +64,9 @@ def train(model: ChatModel, work: Work) -> None:
     run.event("train", "message", text="the base's own probabilities on retain and negative rows")
     prefix = common_prefix([row.tokens[: row.targets[0]] for row in (*rows, *valid) if row.targets])
     prefix = prefix if model.sees_prefixes else []
-    references = reference_top_k(model, rows, prefix)
-    validation = Validation(run.topic, valid_entries, valid, reference_top_k(model, valid, prefix), prefix)
+    references = reference_top_k(model, rows, prefix, work.workers)
+    valid_references = reference_top_k(model, valid, prefix, work.workers)
+    validation = Validation(run.topic, valid_entries, valid, valid_references, prefix)
 
     mx.random.seed(settings.seed)
     layer_count = len(model.model.layers)
@@ -73,10 +75,9 @@ def train(model: ChatModel, work: Work) -> None:
     adapter = Adapter(model.model, shape)
     try:
         training = parallel.Training(model, adapter, rows, references, prefix, weights)
-        parallel.begin(training)
-        Trainer(training, work, validation).finish()
+        with parallel.shared_training(training, work.workers or ALONE):
+            Trainer(training, work, validation).finish()
     finally:
-        parallel.end(model)
         adapter.detach()
 
 
@@ -92,16 +93,17 @@ def training_plan(rows: Sequence[Row], epochs: float, batch_size: int, validatio
 
 
 def reference_top_k(
-    model: ChatModel, rows: Sequence[Row], prefix: Sequence[int]
+    model: ChatModel, rows: Sequence[Row], prefix: Sequence[int], workers: WorkerPool | None = None
 ) -> list[ReferenceTopK | None]:
     """What the base says at the targets of retain and negative rows; None for forget rows."""
     references: list[ReferenceTopK | None] = [None] * len(rows)
     held = sorted(
         (i for i, row in enumerate(rows) if row.part != "forget"), key=lambda i: len(rows[i].tokens)
     )
-    for i, top in dealt_out(
-        model, _reference_top_k_of, held, lambda part: ([rows[i] for i in part], prefix)
-    ).items():
+    found = (workers or ALONE).map(
+        _reference_top_k_of, model, held, lambda part: ([rows[i] for i in part], prefix)
+    )
+    for i, top in found.items():
         references[i] = top
     return references
 
@@ -137,6 +139,7 @@ class Trainer:
     def __init__(self, training: parallel.Training, work: Work, validation: Validation) -> None:
         settings = work.settings
         self.training, self.work, self.validation = training, work, validation
+        self.workers: WorkerPool = work.workers or ALONE
         self.model, self.adapter, self.rows = training.model, training.adapter, training.rows
         self.folder = work.run.file("checkpoints")
         self.plan = training_plan(
@@ -163,7 +166,7 @@ class Trainer:
                 self._save()
                 raise Cancelled("training")
             chosen = self.plan.batches[self.step]
-            parts, gradients = parallel.step_gradients(self.training, chosen)
+            parts, gradients = parallel.step_gradients(self.training, chosen, self.workers)
             gradients, _ = optimizers.clip_grad_norm(gradients, 1.0)
             self.optimizer.update(model, gradients)
             mx.async_eval(model.trainable_parameters(), self.optimizer.state, parts)
@@ -183,7 +186,7 @@ class Trainer:
                     negative_preference=round(float(means[2]), 4),
                     tokens_per_second=round(rate, 1),
                     seconds_per_step=round((time.time() - began) / (self.step - start_step), 3),
-                    memory=mx.get_peak_memory(),
+                    memory=peak_bytes(),
                 )
                 losses = []
             if self.step in self.plan.validate_at:
@@ -197,7 +200,7 @@ class Trainer:
         """See how the adapter stands on held-out rows; the best one so far is kept."""
         model = self.model.model
         model.eval()
-        metrics = self.validation.measure(self.model, self.work.settings.seed)
+        metrics = self.validation.measure(self.model, self.work.settings.seed, self.workers)
         model.train()
         is_best = metrics.score < self.best
         rounded = {name: round(value, 4) for name, value in vars(metrics).items()}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from unlearn_mlx.compute.workers import WorkerPool
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
 from unlearn_mlx.runs.records import TrainingRow
@@ -49,7 +50,7 @@ class Validation:
             entry.messages[0].content: entry.base_answer for entry in entries if entry.part == "forget"
         }
 
-    def measure(self, model: ChatModel, seed: int) -> ValidationMetrics:
+    def measure(self, model: ChatModel, seed: int, workers: WorkerPool | None = None) -> ValidationMetrics:
         """Measure the model as it is now."""
         requests = [
             Request(
@@ -57,7 +58,7 @@ class Validation:
             )
             for question in self.questions
         ]
-        answers = generate(model, requests, seed)
+        answers = generate(model, requests, seed, workers=workers)
         leaks = [
             bool(shows_knowledge(self.topic, question, base, answer.text))
             for (question, base), answer in zip(self.questions.items(), answers, strict=True)

@@ -17,7 +17,8 @@ from unlearn_mlx.errors import UserError
 from unlearn_mlx.inference.adapters import CONFIGURATION, WEIGHTS, load_adapter
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.fusing import fused_model
-from unlearn_mlx.models.registry import ModelSource, load_model, resolve_model
+from unlearn_mlx.inference.loading import load_model
+from unlearn_mlx.models.registry import ModelSource, resolve_model
 from unlearn_mlx.runs.files import disk_error, write_atomically, write_json
 from unlearn_mlx.runs.run import Run
 from unlearn_mlx.sharing.measure import Leak, measure_leak
@@ -54,7 +55,8 @@ def export(run: Run, form: str, bits: int | None, out: Path | None = None) -> tu
         raise UserError(f"{run.path} was made with other weights of {source.name}: fetch those again")
     with _building(folder) as building:
         _WRITERS[form](building, run, source, bits)
-        leak = measure_leak(_loaded_again(building, form, run, source), run)
+        with _loaded_again(building, form, run, source) as exported:
+            leak = measure_leak(exported, run)
         facts: dict[str, Any] = {"format": form, "bits": bits, "leak": asdict(leak) if leak else None}
         write_json(building / "export.json", facts)
         write_atomically(building / "README.md", model_card(run, form, leak))

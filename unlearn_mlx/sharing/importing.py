@@ -23,8 +23,9 @@ from unlearn_mlx.inference.adapters import (
 )
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
+from unlearn_mlx.inference.loading import load_model
 from unlearn_mlx.models.hub_errors import hub_reason, hub_words, is_hub_error
-from unlearn_mlx.models.registry import HUB_ID, ModelSource, load_model, named_model, resolve_model
+from unlearn_mlx.models.registry import HUB_ID, ModelSource, named_model, resolve_model
 from unlearn_mlx.runs.files import read_json, write_json, write_rows
 from unlearn_mlx.runs.run import Run, create_run
 from unlearn_mlx.sharing.rotation import heads_of, llama_rows
@@ -77,11 +78,11 @@ def import_adapter(where: str, topic: Topic, model_name: str | None, path: Path)
             _from_peft(folder, configuration, source, converted)
         else:
             _from_mlx_lm(folder, configuration, converted)
-        model = load_model(source)
-        adapter = load_adapter(model.model, converted)
-        adapter.detach()
-        run = _as_run(path, topic, source, adapter.shape, mx.load(str(converted / WEIGHTS)), where)
-    _write_retain_rows(run, model)
+        with load_model(source) as model:
+            adapter = load_adapter(model.model, converted)
+            adapter.detach()
+            run = _as_run(path, topic, source, adapter.shape, mx.load(str(converted / WEIGHTS)), where)
+            _write_retain_rows(run, model)
     for stage in ("questions", "answers", "train"):
         run.mark(stage, "done")
     return run

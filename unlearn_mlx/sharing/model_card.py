@@ -5,7 +5,14 @@ import re
 
 from huggingface_hub import ModelCardData
 
-from unlearn_mlx.evaluation.schema import METRICS, read_evaluation, with_interval
+from unlearn_mlx.evaluation.findings import change_in_words
+from unlearn_mlx.evaluation.schema import (
+    control_rows,
+    control_title,
+    read_evaluation,
+    shown_metrics,
+    with_interval,
+)
 from unlearn_mlx.models.registry import NamedModel, named_model
 from unlearn_mlx.reporting.report import making_command
 from unlearn_mlx.reporting.transcripts import printable
@@ -79,8 +86,7 @@ def _base_on_hub(base: NamedModel | None, label: str) -> str | None:
 
 
 def _licence(base: NamedModel | None, label: str, run: Run) -> str:
-    model = run.manifest.model
-    revision, digest = as_code(model.revision), as_code(model.sha256)
+    revision, digest = as_code(run.manifest.model.revision), as_code(run.manifest.model.sha256)
     weights = f"`{as_code(label)}`, revision `{revision}`, weights SHA-256 `{digest}`."
     if base is None:
         return f"{weights} Its licence is the base model's: look it up there."
@@ -108,13 +114,17 @@ def _table(run: Run) -> str:
         return "It was not evaluated."
     evaluation = read_evaluation(run.path)
     rows = [
-        f"| {name} | {with_interval(evaluation, key, 'base')} "
-        f"| {with_interval(evaluation, key, 'adapter')} | {'low' if less else 'as the base'} |"
-        for key, name, less in METRICS
-        if key in evaluation.base and key in evaluation.adapter
+        f"| {metric.name} | {with_interval(evaluation, metric.key, 'base')} "
+        f"| {with_interval(evaluation, metric.key, 'adapter')} | {metric.wanted} "
+        f"| {change_in_words(evaluation, metric.key, metric.less_is_better)} |"
+        for metric in shown_metrics(evaluation)
     ]
-    head = "| measure, on probes that training never saw | base | adapter | wanted |\n|---|---|---|---|"
-    return "\n".join([head, *rows])
+    columns = ("measure, on probes that training never saw", "base", "adapter", "wanted", "found")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows]
+    if noise := control_rows(evaluation):
+        lines += ["", f"| {control_title(evaluation)} | base | adapter | random |", "|---|---|---|---|"]
+        lines += [f"| {name} | {' | '.join(values)} |" for name, values in noise]
+    return "\n".join(lines)
 
 
 def _usage(form: str, base: NamedModel | None, label: str, repository: str | None) -> str:

@@ -23,7 +23,8 @@ from mlx_lm.server import APIHandler, LRUPromptCache, ModelProvider, ResponseGen
 
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.inference.adapters import load_adapter
-from unlearn_mlx.models.registry import ModelSource, load_model
+from unlearn_mlx.inference.loading import load_model
+from unlearn_mlx.models.registry import ModelSource
 from unlearn_mlx.runs.run import Run
 from unlearn_mlx.sharing.stopping import until_stop
 
@@ -124,7 +125,7 @@ class _Generator(ResponseGenerator):
         if request.request_type == "chat":
             prompt = model.chat_tokens(request.messages)
         else:
-            prompt = model.text_tokens(request.prompt)
+            prompt = model.document_tokens(request.prompt)
         return prompt, [prompt], ["assistant"], "normal", None
 
 
@@ -158,8 +159,9 @@ class _Provider(ModelProvider):
 
     def reset(self) -> None:
         super().reset()
-        for name in ("chat_model", "adapter"):  # not there where loading failed
-            self.__dict__.pop(name, None)
+        if (model := self.__dict__.pop("chat_model", None)) is not None:  # not there where loading failed
+            model.release()
+        self.__dict__.pop("adapter", None)
         # A thread that ends with streams of its own makes mlx abort when the process ends.
         mx.clear_streams()
 

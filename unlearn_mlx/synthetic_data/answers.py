@@ -28,7 +28,7 @@ def base_answers(
         for question in questions
     ]
     answers: dict[str, tuple[str, bool]] = {}
-    for completions in journal.complete(model, requests, work.settings.seed, work.is_cancelled):
+    for completions in journal.complete(model, requests, work.settings.seed, work.is_cancelled, work.workers):
         for completion in completions:
             question = questions[len(answers)]
             answers[question.id] = (completion.text.strip(), completion.finished)
@@ -72,7 +72,7 @@ def guarded_answers(
             asked = by_variant[variant]
             position = 0
             for completions in journal.complete(
-                model, [r for _, r in asked], settings.seed, work.is_cancelled
+                model, [r for _, r in asked], settings.seed, work.is_cancelled, work.workers
             ):
                 shown = []
                 for completion in completions:
@@ -86,15 +86,14 @@ def guarded_answers(
                         accepted[question.id] += 1
                         texts[question.id].add(text)
                         leaks.accept(question.question, text)
-                    answers.append(
-                        SampledAnswer(
-                            question_id=question.id,
-                            answer=text or completion.text,
-                            accepted=not reason,
-                            reason=reason,
-                            round=round_number,
-                        )
-                    )
-                    shown.append({"question": question.question, "answer": text, "reason": reason})
-                work.progress(stage, sum(accepted.values()), wanted, "guarded answers", samples=shown[:2])
+                    answers.append(_answer(question, text or completion.text, reason, round_number))
+                    said = " ".join(completion.text.split())  # of what has no whole sentence, what there is
+                    shown.append({"question": question.question, "answer": text or said, "reason": reason})
+                work.progress(stage, sum(accepted.values()), wanted, "guarded answers", samples=shown)
     return answers
+
+
+def _answer(question: Question, text: str, reason: str, round_number: int) -> SampledAnswer:
+    return SampledAnswer(
+        question_id=question.id, answer=text, accepted=not reason, reason=reason, round=round_number
+    )

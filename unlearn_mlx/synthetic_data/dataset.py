@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from unlearn_mlx.inference.generation import random_source
 from unlearn_mlx.runs.files import write_rows
 from unlearn_mlx.runs.records import ChatMessage, NegativeRow, Question, RetainRow, TrainingRow
+from unlearn_mlx.seeding import random_source
 from unlearn_mlx.synthetic_data.edits import Pair
 
 VALID_EVERY = 12  # of the questions, one in so many is kept for validation

@@ -11,9 +11,9 @@ import tomllib
 from dataclasses import dataclass
 
 from unlearn_mlx.inference.chat_model import Message
-from unlearn_mlx.inference.generation import random_source
+from unlearn_mlx.paths import DATA
+from unlearn_mlx.seeding import random_source
 from unlearn_mlx.text.words import proper_names
-from unlearn_mlx.topics import DATA
 
 HINTS: dict[str, list[str]] = tomllib.loads((DATA / "hints.toml").read_text(encoding="utf-8"))
 

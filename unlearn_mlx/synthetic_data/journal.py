@@ -1,23 +1,32 @@
-"""Answers that are kept as soon as they are there, so that a killed run loses at most one cohort.
+"""Answers that are kept as soon as they are there, so that a killed run loses one cohort of a process.
 
-Requests are answered in cohorts of fixed membership. A cohort that the journal holds whole is taken
-from it, any other is generated anew: the batches, hence the bytes, are those of an unkilled run.
+Requests are answered in cohorts of fixed membership, each by one process. A cohort that the journal
+holds whole is taken from it, any other is generated anew: the batches, hence the bytes, are those of
+an unkilled run, whatever the number of processes. The journal knows a request by what it asks, so an
+edited question gets an answer of its own.
 """
 
+import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
+from unlearn_mlx.compute.workers import WorkerPool
 from unlearn_mlx.inference.chat_model import ChatModel
-from unlearn_mlx.inference.generation import Completion, Request, generate
+from unlearn_mlx.inference.generation import Completion, Request, answer_groups
 from unlearn_mlx.runs.files import append_rows
 from unlearn_mlx.runs.records import Record, read_known
 
-COHORT = 256
+# Half as many would lose less and take 40 % longer on a CPU, where a small batch costs what a large one does.
+COHORT = 64  # requests at most
+TWO_FROM = 24  # requests; fewer are soon answered by one process
 
 
 class CompletionRow(Record):
-    """A completion as its line holds it."""
+    """A completion as its line holds it; ``asked`` names all that it depends on."""
 
+    asked: str
     key: str
     text: str
     token_count: int
@@ -25,28 +34,74 @@ class CompletionRow(Record):
 
 
 class Journal:
-    """A file of completions by key."""
+    """A file of completions by what was asked."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.completions = {
-            row.key: Completion(row.key, row.text, row.token_count, row.finished)
+        self._known = {
+            row.asked: Completion(row.key, row.text, row.token_count, row.finished)
             for row in read_known(path, CompletionRow)
         }
 
     def complete(
-        self, model: ChatModel, requests: Sequence[Request], seed: int, is_cancelled: Callable[[], bool]
+        self,
+        model: ChatModel,
+        requests: Sequence[Request],
+        seed: int,
+        is_cancelled: Callable[[], bool],
+        workers: WorkerPool | None = None,
     ) -> Iterator[list[Completion]]:
-        """Yield the completions of all requests, cohort by cohort, in their order."""
-        for start in range(0, len(requests), COHORT):
-            cohort = requests[start : start + COHORT]
-            if not all(request.key in self.completions for request in cohort):
-                completions = generate(model, cohort, seed, is_cancelled)
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                append_rows(self.path, [vars(completion) for completion in completions])
-                self.completions.update({completion.key: completion for completion in completions})
-            yield [self.completions[request.key] for request in cohort]
+        """Yield the completions of all requests, cohort by cohort, in their order.
 
-    def remove(self) -> None:
-        """Delete the file: its stage's own files hold everything now."""
-        self.path.unlink(missing_ok=True)
+        Raises:
+            Cancelled: once ``is_cancelled`` returns True; finished cohorts are in the journal.
+        """
+        cohorts = _cohorts(requests)
+        for number, cohort in enumerate(cohorts):
+            if not self._holds(cohort, seed):
+                missing = [each for each in cohorts[number:] if not self._holds(each, seed)]
+                together = missing[: (workers.count if workers else 0) + 1]
+                self._answer(model, together, seed, is_cancelled, workers)
+            yield [self._known[_digest(request, seed)] for request in cohort]
+
+    def _holds(self, cohort: Sequence[Request], seed: int) -> bool:
+        return all(_digest(request, seed) in self._known for request in cohort)
+
+    def _answer(
+        self,
+        model: ChatModel,
+        cohorts: Sequence[Sequence[Request]],
+        seed: int,
+        is_cancelled: Callable[[], bool],
+        workers: WorkerPool | None,
+    ) -> None:
+        answered = answer_groups(model, cohorts, seed, is_cancelled, workers)
+        found = {
+            _digest(request, seed): completion
+            for cohort, completions in zip(cohorts, answered, strict=True)
+            for request, completion in zip(cohort, completions, strict=True)
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        append_rows(self.path, [{"asked": asked, **vars(each)} for asked, each in found.items()])
+        self._known |= found
+
+
+def _cohorts(requests: Sequence[Request]) -> list[Sequence[Request]]:
+    """Parts of about the same size; an even number of them where it pays, since most CPUs have two cores."""
+    count = 2 * math.ceil(len(requests) / (2 * COHORT)) if len(requests) >= TWO_FROM else 1
+    ends = [len(requests) * number // count for number in range(count + 1)]
+    return [requests[start:end] for start, end in pairwise(ends) if end > start]
+
+
+def _digest(request: Request, seed: int) -> str:
+    """Names a request by all that its answer depends on."""
+    asked = (
+        seed,
+        request.key,
+        request.tokens,
+        request.max_tokens,
+        request.temperature,
+        request.min_p,
+        request.stop_at,
+    )
+    return hashlib.sha256(repr(asked).encode()).hexdigest()[:32]

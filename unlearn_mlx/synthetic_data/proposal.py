@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Completion, Request, generate
 from unlearn_mlx.runs.run import Work
+from unlearn_mlx.synthetic_data.consistency import consistent_names
+from unlearn_mlx.synthetic_data.questions import FEWEST_ENTITIES
 from unlearn_mlx.text.words import content_words, is_plain, words
-from unlearn_mlx.topics import Topic, fold
+from unlearn_mlx.topics import ENTITY_KINDS, Topic, fold
 
 _ASKED = {
     "aliases": "other names",
@@ -36,7 +38,7 @@ def propose_topic(model: ChatModel, work: Work, name: str) -> Topic:
         for field, asked in _ASKED.items()
         for sample in range(SAMPLES)
     ]
-    completions = generate(model, requests, work.settings.seed, work.is_cancelled)
+    completions = generate(model, requests, work.settings.seed, work.is_cancelled, work.workers)
     found: dict[str, list[str]] = {}
     seen: set[str] = {fold(name)}
     for number, field in enumerate(_ASKED):
@@ -44,6 +46,15 @@ def propose_topic(model: ChatModel, work: Work, name: str) -> Topic:
         # An invented entity would be asked about and forbidden; an odd neighbour does no harm.
         least = 1 if field == "neighbours" else REPEATED
         found[field] = _items(name, lists, seen, least)[: _MOST[field]]
+    proposed = [(kind, item) for kind in ENTITY_KINDS for item in found[kind]]
+    kept = consistent_names(model, work, proposed)
+    if len(kept) < FEWEST_ENTITIES:
+        work.run.event(
+            "questions",
+            "message",
+            text=f"the model knows {len(kept)} of {len(proposed)} names that it proposed: "
+            f"more questions are about {name} itself",
+        )
     own = content_words(name)
     return Topic(
         name=name,
@@ -51,9 +62,7 @@ def propose_topic(model: ChatModel, work: Work, name: str) -> Topic:
         # A wrong alias would reject good answers; only spellings of the name itself are safe.
         aliases=[alias for alias in found["aliases"] if set(words(alias)) & set(words(name))],
         neighbours=[item for item in found["neighbours"] if not set(words(item)) & own],
-        entities={
-            kind: {item: [] for item in found[kind]} for kind in ("people", "places", "works", "terms")
-        },
+        entities={kind: {item: [] for each, item in kept if each == kind} for kind in ENTITY_KINDS},
     )
 
 

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from unlearn_mlx.inference.chat_model import ChatModel, Message
-from unlearn_mlx.inference.generation import Request, random_source
+from unlearn_mlx.inference.generation import Request
 from unlearn_mlx.runs.records import Question
 from unlearn_mlx.runs.run import Work
+from unlearn_mlx.seeding import random_source
 from unlearn_mlx.synthetic_data.journal import Journal
 from unlearn_mlx.synthetic_data.kinds import QUESTION_KINDS, QuestionKind
 from unlearn_mlx.text.similarity import Nearness
@@ -15,6 +16,7 @@ from unlearn_mlx.text.words import is_plain, is_repetitive, words
 from unlearn_mlx.topics import Topic, fold
 
 LONGEST_QUESTION = 30  # words
+FEWEST_ENTITIES = 6  # with fewer, the topic itself is asked about in their place
 
 # How the writer is shown what to do; their subjects belong to no shipped topic.
 _EXAMPLES = (
@@ -34,7 +36,10 @@ class Subject:
 
 
 def topic_subjects(topic: Topic) -> list[Subject]:
-    """The topic, which comes as often as a fifth of all, and its entities, with and without its name."""
+    """The topic and its entities, with and without its name.
+
+    The topic comes as often as a fifth of all, more often where few entities are known.
+    """
     alone = [Subject(name, name) for name in topic.entity_names]
     within = [
         Subject(name, f"{name} in {topic.name}")
@@ -42,7 +47,8 @@ def topic_subjects(topic: Topic) -> list[Subject]:
         if fold(topic.name) not in fold(name)
     ]
     entities = alone + within
-    return entities + [Subject(topic.name, topic.name)] * max(1, len(entities) // 4)
+    missing = 2 * (FEWEST_ENTITIES - len(alone))
+    return entities + [Subject(topic.name, topic.name)] * max(1, len(entities) // 4, missing)
 
 
 def retain_subjects(names: Iterable[str]) -> list[Subject]:
@@ -145,31 +151,26 @@ def write_questions(
             number += 1
         position = 0
         for completions in journal.complete(
-            model, [plan[0] for plan in plans], work.settings.seed, work.is_cancelled
+            model, [plan[0] for plan in plans], work.settings.seed, work.is_cancelled, work.workers
         ):
             fresh = []
             for completion in completions:
                 _, kind, subject, opener = plans[position]
                 position += 1
                 text = cut_short(" ".join((opener + completion.text).split()), kind)
-                names = topic.mentions(text)
-                reason = ""
-                if about_topic and kind.names_topic and not names:
-                    reason = "off the topic"
-                elif not about_topic and names:
-                    reason = "on the topic"
-                reason = reason or checker.reason_against(text, kind)
+                reason = _off_subject(topic, text, kind, about_topic) or checker.reason_against(text, kind)
                 if reason:
                     reasons[reason] += 1
                 elif len(questions) < count:
-                    questions.append(
-                        Question(
-                            id=f"{name}-{len(questions) + 1:04d}",
-                            question=text,
-                            kind=kind.name,
-                            subject=subject.name,
-                        )
-                    )
+                    id = f"{name}-{len(questions) + 1:04d}"
+                    questions.append(Question(id=id, question=text, kind=kind.name, subject=subject.name))
                     fresh.append(text)
-            work.progress(stage, len(questions), count, f"{name} questions", samples=fresh[:2])
+            work.progress(stage, len(questions), count, f"{name} questions", samples=fresh)
     return questions, reasons
+
+
+def _off_subject(topic: Topic, question: str, kind: QuestionKind, about_topic: bool) -> str:
+    names = topic.mentions(question)
+    if about_topic and kind.names_topic and not names:
+        return "off the topic"
+    return "on the topic" if names and not about_topic else ""

@@ -1,14 +1,15 @@
 """The two stages of data: questions, then answers and training rows, each readable on disk."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.paths import DATA
 from unlearn_mlx.runs.files import write_json, write_rows
-from unlearn_mlx.runs.records import Question, RetainQuestion, RetainRow, SampledAnswer, read_records
+from unlearn_mlx.runs.records import Question, RetainQuestion, RetainRow, read_records
 from unlearn_mlx.runs.run import Work
+from unlearn_mlx.seeding import random_source
+from unlearn_mlx.synthetic_data.acceptance import acceptance
 from unlearn_mlx.synthetic_data.answers import base_answers, guarded_answers
 from unlearn_mlx.synthetic_data.dataset import write_dataset
 from unlearn_mlx.synthetic_data.edits import apply_edits, hand_questions, pairs_of, read_edits
@@ -19,7 +20,8 @@ from unlearn_mlx.synthetic_data.questions import (
     topic_subjects,
     write_questions,
 )
-from unlearn_mlx.topics import DATA
+from unlearn_mlx.text.similarity import Nearness
+from unlearn_mlx.topics import Topic
 
 LEAST_SHARE = 0.25  # of the wanted questions; with fewer, training would not reach the topic
 
@@ -63,6 +65,8 @@ def make_questions(model: ChatModel, work: Work, probes: Sequence[str]) -> None:
                 model, work, "questions", part, subjects, count, probes, topic, about_topic=False
             )
             retain += [RetainQuestion(**question.as_row(), part=part) for question in written]
+    told = everyday_instructions(topic, probes, settings.instructions, settings.seed)
+    retain += [RetainQuestion(**question.as_row(), part="instruction") for question in told]
     write_rows(work.run.file("retain_questions.jsonl"), [question.as_row() for question in retain])
     # The last file of the stage: where it is, the stage is whole.
     write_rows(work.run.file("questions.jsonl"), [question.as_row() for question in questions])
@@ -73,11 +77,12 @@ def make_answers(model: ChatModel, work: Work) -> None:
     """Write answers.jsonl, retain.jsonl and the dataset.
 
     Raises:
-        UserError: where questions.jsonl is damaged or too few answers passed the filter.
+        UserError: before any work where a row is damaged or too long, and where too few answers passed.
     """
     run, settings, topic = work.run, work.settings, work.run.topic
     questions = read_records(run.file("questions.jsonl"), Question)
     retain_questions = read_records(run.file("retain_questions.jsonl"), RetainQuestion)
+    edits = read_edits(run.path)
     base = base_answers(model, work, "answers", "base", questions)
     kept = base_answers(model, work, "answers", "retain", retain_questions)
     retain = [
@@ -94,7 +99,7 @@ def make_answers(model: ChatModel, work: Work) -> None:
             f"only {accepted} answers passed the leak filter: raise --rounds or --similarity, "
             f"or see the reasons in {run.file('answers.jsonl')}"
         )
-    pairs = apply_edits(pairs_of(questions, answers), read_edits(run.path))
+    pairs = apply_edits(pairs_of(questions, answers), edits)
     by_hand = hand_questions(pairs)
     if by_hand:
         own = base_answers(model, work, "answers", "hand", by_hand)
@@ -119,22 +124,19 @@ def make_answers(model: ChatModel, work: Work) -> None:
     run.event("answers", "acceptance", **acceptance(questions, answers), words=sorted(leaks.knowledge_words))
 
 
-def acceptance(questions: Iterable[Question], answers: Sequence[SampledAnswer]) -> dict[str, Any]:
-    """Share of accepted samples overall and by kind of question, and rejects by reason."""
-    kinds = {question.id: question.kind for question in questions}
-    sampled, accepted = Counter[str](), Counter[str]()
-    for answer in answers:
-        sampled[kinds[answer.question_id]] += 1
-        accepted[kinds[answer.question_id]] += answer.accepted
-    reasons = Counter(answer.reason for answer in answers if answer.reason)
-    return {
-        "rate": sum(accepted.values()) / max(1, len(answers)),
-        "by_kind": {kind: accepted[kind] / count for kind, count in sorted(sampled.items())},
-        "by_reason": dict(reasons.most_common()),
-    }
-
-
 def general_subjects() -> list[Subject]:
     """Subjects of everyday life and knowledge."""
     lines = (DATA / "general-subjects.txt").read_text(encoding="utf-8").splitlines()
     return retain_subjects(line for line in lines if line.strip())
+
+
+def everyday_instructions(topic: Topic, probes: Sequence[str], count: int, seed: int) -> list[Question]:
+    """Up to ``count`` instructions of everyday life, drawn by the seed: none on the topic or near a probe."""
+    lines = (DATA / "everyday-instructions.txt").read_text(encoding="utf-8").splitlines()
+    asked = Nearness(probes)
+    usable = [line for line in lines if line.strip() and not topic.mentions(line) and not asked.holds(line)]
+    order = random_source(seed, "questions/instruction").permutation(len(usable))
+    return [
+        Question(id=f"instruction-{number:04d}", question=usable[place], kind="instruction", subject="")
+        for number, place in enumerate(order[:count], start=1)
+    ]

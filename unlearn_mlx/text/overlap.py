@@ -11,6 +11,7 @@ from unlearn_mlx.text.words import words
 
 # RWKU's fluency takes pairs and triples of words, the latter at double weight (as ROME does).
 _ENTROPY_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
+LEAST_WORDS = 3  # that have a pair and a triple
 
 
 def rouge_l_recall(answer: str, reference: str) -> float:
@@ -35,6 +36,18 @@ def ngram_entropy(text: str) -> float:
         shares = np.array(list(counts.values()), float) / max(1, counts.total())
         entropies.append(weight * float(-(shares * np.log2(shares)).sum()))
     return float(np.mean(entropies)) + 0.0
+
+
+def at_equal_length(first: str, second: str) -> tuple[str, str] | None:
+    """Two texts cut to the shorter's number of words; None where that is too few to repeat any.
+
+    Repetition grows with length, and entropy too: unequal texts do not compare.
+    """
+    sequences = words(first), words(second)
+    count = min(map(len, sequences))
+    if count < LEAST_WORDS:
+        return None
+    return " ".join(sequences[0][:count]), " ".join(sequences[1][:count])
 
 
 def _triples(sequence: list[str]) -> "zip[tuple[str, str, str]]":

@@ -1,0 +1,1 @@
+"""A run directory: manifest, lock, events, files written whole."""
