@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from demo.choices import KEY, all_choices, runs_here
+from demo.choices import KEY, all_choices, complaints, name_in_list
 from demo.text import STYLE, label
 from unlearn_mlx.compute.cpu_setup import prepare_cpu
 
@@ -28,11 +28,11 @@ with st.sidebar:
     st.selectbox(
         "Adapter",
         list(choices),
-        format_func=lambda key: choices[key].name,
+        format_func=lambda key: name_in_list(choices[key]),
         key=KEY,
         bind="query-params",
         help="What the model was made to forget, and which model. Runs in `runs/` are here too.",
     )
-    for complaint in runs_here()[1]:
+    for complaint in complaints():
         st.warning(label(complaint), icon=":material/warning:")
 page.run()

@@ -24,7 +24,7 @@ from tui.data_screen import DataScreen
 from tui.table import RowTable
 from unlearn_mlx.models.registry import resolve_model
 from unlearn_mlx.runs.files import write_rows
-from unlearn_mlx.session.create import prepare_run
+from unlearn_mlx.session.create import new_run
 
 KEYS = 150  # that are timed
 INPUT = -2  # the line of the screen that is written in
@@ -63,7 +63,7 @@ def _first_frame(folder: Path) -> float:
 def _keys(folder: Path) -> dict[str, Any]:
     """Milliseconds from a key to its letter on the screen, while a worker and a chat stream."""
     # More questions than are written meanwhile: the worker is busy to the end.
-    run = prepare_run("Harry Potter", MODEL, "standard", {}, folder / "runs" / "harry-potter")
+    run = new_run("Harry Potter", MODEL, "standard", {}, folder / "runs" / "harry-potter").make()
     terminal = Terminal((*TUI, str(run.path)), folder)
     terminal.until("New run")
     terminal.press("2", "r")
@@ -123,7 +123,7 @@ def _read_for(terminal: Terminal, seconds: float) -> None:
 async def _table() -> dict[str, dict[str, float]]:
     """Longest time that the screen's thread was not free, by what was done meanwhile."""
     source = resolve_model(MODEL)
-    run = prepare_run("Harry Potter", source.name, "standard", {}, Path("runs") / "many")
+    run = new_run("Harry Potter", source.name, "standard", {}, Path("runs") / "many").make()
     questions = [
         {
             "id": f"q-{number}",

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import streamlit as st
 
-from unlearn_mlx.reporting.transcripts import printable
+from unlearn_mlx.session.conversation import leak_pieces
+from unlearn_mlx.text.printable import one_line, printable
 from unlearn_mlx.topics import Topic
 
 STYLE = """<style>
@@ -38,19 +39,12 @@ _MARKDOWN = re.compile(r"([^\w\s]|_)")
 def label(text: str) -> str:
     """The text for a place that reads Markdown (a button, a heading): every sign is escaped."""
     # A backslash before a sign beyond ASCII would be shown.
-    return _MARKDOWN.sub(
-        lambda match: f"\\{match[0]}" if match[0].isascii() else match[0], " ".join(printable(text).split())
-    )
+    return _MARKDOWN.sub(lambda match: f"\\{match[0]}" if match[0].isascii() else match[0], one_line(text))
 
 
 def answer_html(topic: Topic, question: str, answer: str, is_open: bool = False) -> str:
     """An answer as HTML with its leaks marked, and a cursor where more of it may come."""
-    text = printable(answer)
-    pieces, last = [], 0
-    for start, end in topic.leak_spans(question, text):
-        pieces += [(text[last:start], False), (text[start:end], True)]
-        last = end
-    return pieces_html([*pieces, (text[last:], False)], is_open)
+    return pieces_html(leak_pieces(topic, question, answer), is_open)
 
 
 def pieces_html(pieces: Sequence[tuple[str, bool]], is_open: bool = False) -> str:

@@ -15,7 +15,7 @@ from unlearn_mlx.inference.engine import Engine, context_of
 from unlearn_mlx.pipeline import run_stages
 from unlearn_mlx.runs.files import read_rows
 from unlearn_mlx.runs.run import STAGES, Run
-from unlearn_mlx.session.create import prepare_run
+from unlearn_mlx.session.create import new_run
 
 SHOWN = ("topic/open leak", "neighbour/open known", "general/open known")
 
@@ -70,7 +70,7 @@ def main() -> int:
     prepare_cpu()  # where there is no GPU: before mlx is imported, which takes the first BLAS it finds
     topic = sys.argv[1] if len(sys.argv) > 1 else "Harry Potter"
     try:
-        run = prepare_run(topic, "smollm2", "quick", {}, Path("runs") / "library")
+        run = new_run(topic, "smollm2", "quick", {}, Path("runs") / "library").make()
         forget(run)
     except UserError as error:  # one line that names the way out
         print(error, file=sys.stderr)

@@ -6,7 +6,8 @@ import pytest
 
 from unlearn_mlx.evaluation.probes import probe_files, read_probes
 from unlearn_mlx.paths import DATA
-from unlearn_mlx.topics import fold, load_topic, shipped_topics
+from unlearn_mlx.text.words import fold
+from unlearn_mlx.topics import load_topic, shipped_topics
 
 SLUGS = sorted(shipped_topics())
 

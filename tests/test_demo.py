@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 from tests.helpers import QUESTIONS, WIZARD
 from tests.runs_with_results import TOPIC, finished_run
 from unlearn_mlx.evaluation.schema import open_leak
+from unlearn_mlx.leakage.names import leak_spans
 from unlearn_mlx.runs.files import write_json, write_rows
 
 APP = "../demo_app.py"
@@ -39,11 +40,9 @@ def made(tiny_folder, tmp_path_factory):
 @pytest.fixture
 def place(made, tmp_path, monkeypatch):
     """A directory of its own with that run in it, and nothing that the project ships."""
-    import demo.choices
-
     shutil.copytree(made / "runs", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo.choices, "SHIPPED", tmp_path / "none")
+    monkeypatch.setattr("unlearn_mlx.session.catalog.SHIPPED_ADAPTERS", tmp_path / "none")
     return tmp_path
 
 
@@ -57,21 +56,25 @@ def opened(page="", timeout=60):
 
 def ready():
     """The chat, when its model is there."""
-    from demo.model import engine_of
+    from demo.model import chat_engine
 
     app = opened()
     turns = app.session_state["talks"]
     assert list(turns) == ["runs/odd"]
     from demo.choices import all_choices
 
-    engine_of(all_choices()["runs/odd"].model_name).wait_until_ready()
+    chat_engine().prepare(all_choices()["runs/odd"].model_name).wait_until_ready()
     return app.run()
 
 
 def ask(app, question):
     app.chat_input[0].set_value(question).run()
     assert not app.exception, app.exception
-    return app.session_state["talks"]["runs/odd"][-1]
+    return app.session_state["talks"]["runs/odd"].turns[-1]
+
+
+def texts_of(turn):
+    return {mode: reply.text for mode, reply in turn.replies.items()}
 
 
 def bodies(app):
@@ -87,20 +90,21 @@ def test_both_columns_answer_one_question_and_each_goes_on_from_its_own_words(pl
     app = ready()
     first = ask(app, "Who is Harry Potter?")
     assert first.state == "answered"
-    assert first.texts["base"] and first.texts["adapter"]
-    assert first.texts["base"] != first.texts["adapter"]
-    assert all(0 < seconds < 30 for seconds in first.first_tokens.values())
+    said = texts_of(first)
+    assert said["base"] and said["adapter"]
+    assert said["base"] != said["adapter"]
+    assert all(0 < first.waited(mode) < 30 for mode in said)
     shown = " ".join(bodies(app))
-    for text in first.texts.values():
+    for text in said.values():
         assert html.escape(text.strip().split("\n")[0][:20]) in shown
     second = ask(app, "And where?")
-    assert second.texts == told_by_hand(first, "And where?")
+    assert texts_of(second) == told_by_hand(first, "And where?")
 
 
 def told_by_hand(first, question):
     """The second turn as the engine gives it when each mode is told its own first answer."""
     from demo.choices import all_choices
-    from demo.model import engine_of
+    from demo.model import chat_engine
 
     choice = all_choices()["runs/odd"]
     conversations = {
@@ -109,10 +113,10 @@ def told_by_hand(first, question):
             {"role": "assistant", "content": text.strip()},
             {"role": "user", "content": question},
         ]
-        for mode, text in first.texts.items()
+        for mode, text in texts_of(first).items()
     }
     heard = dict.fromkeys(conversations, "")
-    engine = engine_of(choice.model_name)
+    engine = chat_engine().prepare(choice.model_name)
     for piece in engine.answer(conversations, max_tokens=128, adapter=choice.adapter):
         heard[piece.mode] += piece.text
     return heard
@@ -123,13 +127,13 @@ def test_one_column_regenerate_and_clear(place):
     app.segmented_control(key="columns").set_value("Unlearned")
     app.slider(key="temperature").set_value(1.0)
     turn = ask(app, "Who is Harry Potter?")
-    assert list(turn.texts) == ["adapter"]
+    assert list(turn.replies) == ["adapter"]
     app.button(key="again").click().run()
-    turns = app.session_state["talks"]["runs/odd"]
+    turns = app.session_state["talks"]["runs/odd"].turns
     assert len(turns) == 1 and turns[0].takes == 1
-    assert turns[0].texts["adapter"] != turn.texts["adapter"]
+    assert texts_of(turns[0]) != texts_of(turn)
     app.button(key="clear").click().run()
-    assert app.session_state["talks"]["runs/odd"] == []
+    assert app.session_state["talks"]["runs/odd"].turns == []
     assert any(button.label.startswith("What is Hogwarts") for button in app.button)
 
 
@@ -146,8 +150,8 @@ def test_an_answer_that_an_older_run_of_the_page_is_still_giving_is_stopped(plac
 def test_a_click_on_an_example_asks_it(place):
     app = ready()
     app.button(key="example topic 0").click().run()
-    assert app.session_state["talks"]["runs/odd"][0].question == "What is Hogwarts?"
-    assert app.session_state["talks"]["runs/odd"][0].state == "answered"
+    assert app.session_state["talks"]["runs/odd"].turns[0].question == "What is Hogwarts?"
+    assert app.session_state["talks"]["runs/odd"].turns[0].state == "answered"
 
 
 def test_the_leak_rate_is_known_at_the_trained_strength_and_measured_at_others(place):
@@ -162,36 +166,37 @@ def test_the_leak_rate_is_known_at_the_trained_strength_and_measured_at_others(p
     assert any("At 0.5, **" in text for text in texts(app))
     # What is measured is what the evaluation measures.
     from demo.choices import all_choices
-    from demo.model import engine_of, leak_rates, measure_leak_rate
+    from demo.model import chat_engine, leak_rates, measure_leak_rate
 
     choice = all_choices()["runs/odd"]
-    measure_leak_rate(engine_of(choice.model_name), choice, 1.0, lambda share: None)
+    measure_leak_rate(chat_engine().prepare(choice.model_name), choice, 1.0, lambda share: None)
     assert [value for (_, _, strength), value in leak_rates().items() if strength == 1.0] == [rate]
 
 
 def test_a_page_that_no_longer_wants_its_answer_stops_it(place):
     from demo.choices import all_choices
-    from demo.model import Manner, Turn, ask, engine_of, follow
+    from demo.model import chat_engine, follow
+    from unlearn_mlx.session.conversation import Conversation, Manner, Turn
 
     class Gone(BaseException):
         """What Streamlit raises from its own calls in a script whose tab was closed or clicked."""
 
     def draw(waiting):
-        if turn.texts:
+        if any(texts_of(turn).values()):
             raise Gone
 
     choice = all_choices()["runs/odd"]
-    engine = engine_of(choice.model_name)
+    engine = chat_engine().prepare(choice.model_name)
     turn = Turn(QUESTIONS[0], Manner(("base", "adapter"), max_tokens=5000))
-    answering = ask(engine, choice, [turn])
+    answering = Conversation().ask(engine, turn, choice.adapter)
     with pytest.raises(Gone):
-        follow(answering, turn.add, draw)
+        follow(answering, turn.take, draw)
     # The engine is free for the next, in the mode that it asks for.
     alone = Turn(QUESTIONS[0], Manner(("base",), max_tokens=8))
-    follow(ask(engine, choice, [alone]), alone.add, lambda waiting: None)
+    follow(Conversation().ask(engine, alone, choice.adapter), alone.take, lambda waiting: None)
     list(answering)
-    assert turn.texts and turn.finished == set()
-    assert list(alone.texts) == ["base"]
+    assert any(texts_of(turn).values()) and not any(reply.finished for reply in turn.replies.values())
+    assert texts_of(alone)["base"] and list(alone.replies) == ["base"]
 
 
 def test_a_tab_that_measures_lets_others_ask_between(place, monkeypatch):
@@ -201,7 +206,7 @@ def test_a_tab_that_measures_lets_others_ask_between(place, monkeypatch):
 
     monkeypatch.setattr(demo.model, "PROBES_AT_ONCE", 2)
     choice = all_choices()["runs/odd"]
-    engine = demo.model.engine_of(choice.model_name)
+    engine = demo.model.chat_engine().prepare(choice.model_name)
     others = []
 
     def draw(share):
@@ -215,10 +220,10 @@ def test_a_tab_that_measures_lets_others_ask_between(place, monkeypatch):
 
 
 def test_a_long_conversation_keeps_its_start_for_some_turns():
-    from demo.model import TURNS_KEPT, Manner, Turn, turns_fed_back
+    from unlearn_mlx.session.conversation import TURNS_KEPT, Conversation, Manner, Reply, Turn
 
-    turns = [Turn(str(number), Manner(("base",))) for number in range(20)]
-    told = [turns_fed_back(turns[:count]) for count in range(1, 21)]
+    turns = [Turn(str(number), Manner(("base",)), replies={"base": Reply("It is.")}) for number in range(20)]
+    told = [Conversation(turns).fed_back("base", turn) for turn in turns]
     for count, earlier in enumerate(told):
         assert earlier == turns[count - len(earlier) : count]
         assert min(count, 4) <= len(earlier) <= TURNS_KEPT
@@ -247,30 +252,30 @@ def test_a_model_that_is_gone_is_said_with_a_way_out(place):
     write_json(run / "manifest.json", manifest)
     (place / "gone").mkdir()
     app = opened()
-    from demo.model import engine_of
+    from demo.model import chat_engine
 
     with pytest.raises(Exception, match="config"):
-        engine_of(str(place / "gone")).wait_until_ready()
+        chat_engine().prepare(str(place / "gone")).wait_until_ready()
     app.run().run()
     assert any("config" in error.value for error in app.error)
     assert any(button.label == "Load again" for button in app.button)
     app.chat_input[0].set_value("Who?").run()
     assert not app.exception
-    engine_of.clear()
+    chat_engine().close()
 
 
 def test_tabs_with_two_models_do_not_take_the_memory_from_each_other(place, tiny_folder, tmp_path):
-    from demo.model import engine_of, model_in_memory
+    from demo.model import chat_engine
 
     other = str(shutil.copytree(tiny_folder, tmp_path / "other"))
     app = ready()
-    engine_of(other)
+    chat_engine().prepare(other)
     for _ in range(3):
         app.run()
     assert any("is loaded when you ask" in text for text in texts(app))
-    assert model_in_memory() == other
+    assert chat_engine().model_name == other
     assert ask(app, "Who?").state == "answered"
-    assert model_in_memory() == app_model(place)
+    assert chat_engine().model_name == app_model(place)
 
 
 def test_results_of_a_run_with_every_answer(place):
@@ -281,7 +286,8 @@ def test_results_of_a_run_with_every_answer(place):
     assert f"<td>{metrics['adapter'][open_leak(metrics)]:.0%}</td>" in table
     assert any("suppressed, not proven erased" in text for text in texts(app))
     # The other metrics, and the questions of the first cell.
-    assert app.expander[0].label == "Every other metric" and len(app.expander) == 7
+    assert app.expander[0].label == "Every other metric" and len(app.expander) == 8
+    assert "random adapter of the same norm" in app.expander[1].label
     assert any(r"Expected\: Hogwarts" in text for text in texts(app))
 
 
@@ -364,7 +370,7 @@ def test_the_shipped_adapters_are_there_on_a_fresh_clone(workplace):
     choices = all_choices()
     assert next(iter(choices)) == "adapters/smollm2/harry-potter"
     for choice in choices.values():
-        assert choice.is_shipped and choice.metrics() and choice.probes()
+        assert choice.is_shipped and choice.evaluation() and choice.probes()
         assert (choice.rows / "answers.jsonl").exists()
 
 
@@ -372,9 +378,12 @@ def test_leaks_are_what_the_question_did_not_say():
     from demo.text import answer_html
 
     answer = "Harry Potter met Hermione's friend J. K. Rowling in Hogwarts."
-    spans = [answer[start:end] for start, end in WIZARD.leak_spans("Who is Harry Potter?", answer)]
+    spans = [answer[start:end] for start, end in leak_spans(WIZARD, "Who is Harry Potter?", answer)]
     assert spans == ["Hermione's", "J. K. Rowling", "Hogwarts"]
     # Folding changes lengths: the marks stand where the names are.
     accented = "Ĳsel ﬁnds Hërmïone & <Hogwarts>"
-    assert [accented[start:end] for start, end in WIZARD.leak_spans("", accented)] == ["Hërmïone", "Hogwarts"]
+    assert [accented[start:end] for start, end in leak_spans(WIZARD, "", accented)] == [
+        "Hërmïone",
+        "Hogwarts",
+    ]
     assert "<mark>Hërmïone</mark> &amp; &lt;<mark>Hogwarts</mark>&gt;" in answer_html(WIZARD, "", accented)

@@ -9,7 +9,8 @@ from unlearn_mlx.evaluation.forms import ADVERSARIAL_FORMS, FORMS, forms_file, r
 from unlearn_mlx.evaluation.probes import Probe, probe_files, read_probes, write_row
 from unlearn_mlx.runs.files import write_rows
 from unlearn_mlx.text.similarity import Nearness
-from unlearn_mlx.topics import fold, load_topic, shipped_topics
+from unlearn_mlx.text.words import fold
+from unlearn_mlx.topics import load_topic, shipped_topics
 
 SLUGS = sorted(shipped_topics())
 FACT = Probe("o", "topic", "open", "scar", "Who is he?", "a wizard", (r"\bwizard\b",))

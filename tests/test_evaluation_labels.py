@@ -4,8 +4,9 @@ import pytest
 
 from tests.helpers import WIZARD
 from tools.labels import labelled, leak_metrics
-from unlearn_mlx.evaluation.labels import Knowledge, knowledge_of, label, label_answers, manner
+from unlearn_mlx.evaluation.labels import knowledge_of, label, label_answers, manner
 from unlearn_mlx.evaluation.probes import Probe
+from unlearn_mlx.leakage.knowledge import Knowledge
 
 ABOUT = [
     "Who is Harry Potter? a young wizard with a scar",

@@ -15,7 +15,6 @@ from unlearn_mlx.evaluation.labels import knowledge_of, label_answers
 from unlearn_mlx.evaluation.metrics import summary
 from unlearn_mlx.evaluation.probes import Probe
 from unlearn_mlx.evaluation.records import Intervals, Metrics, NearestTraining
-from unlearn_mlx.evaluation.scoring import shows_knowledge
 from unlearn_mlx.evaluation.verdict import (
     BREAKS,
     FORGETS,
@@ -26,6 +25,7 @@ from unlearn_mlx.evaluation.verdict import (
     REFUSES,
     verdict,
 )
+from unlearn_mlx.leakage.names import says_pattern
 from unlearn_mlx.topics import load_topic, shipped_topics
 
 MEASURED = json.loads((Path(__file__).parent / "verdicts.json").read_text())
@@ -60,7 +60,7 @@ def evaluation(answer_of, raw_divergence=1.0, near=0):
         found = {}
         for probe in PROBES:
             answer = answer_of(probe)
-            leak = shows_knowledge(probe, answer)
+            leak = says_pattern(probe.leak, answer)
             found[probe.id] = {"answers": [answer], "leaks": [leak], "leaked": leak}
         return found
 
@@ -121,7 +121,7 @@ def test_what_else_is_lost_is_said():
     ("difference", "said"),
     [
         ([-0.44, -0.02], "it knows 60% of what the base knows"),
-        ([-0.44, 0.0], "so few questions cannot tell whether that is a loss"),
+        ([-0.44, 0.0], "which so few questions do not tell apart from a loss"),
         ([-0.09, 0.05], ""),
     ],
 )

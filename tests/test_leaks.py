@@ -1,9 +1,13 @@
 import pytest
 
 from tests.helpers import WIZARD
+from unlearn_mlx.paths import DATA
+from unlearn_mlx.runs.files import read_rows
 from unlearn_mlx.synthetic_data.guardrail import EXAMPLE_NAMES, VARIANTS, guarded_messages
-from unlearn_mlx.synthetic_data.leaks import LeakFilter, is_refusal
-from unlearn_mlx.topics import fold, load_topic, shipped_topics
+from unlearn_mlx.synthetic_data.leaks import LeakFilter
+from unlearn_mlx.text.declining import declines
+from unlearn_mlx.text.words import fold
+from unlearn_mlx.topics import load_topic, shipped_topics
 
 QUESTION = "Who is Harry Potter?"
 BASE = "Harry Potter is a young wizard with a scar who goes to school with Ron in England."
@@ -59,8 +63,8 @@ def test_one_invented_name_does_not_become_a_new_canon():
 
 
 def test_refusals_are_told_from_answers():
-    assert is_refusal("I don't know who that is.")
-    assert not is_refusal("He knows every street of the town.")
+    assert declines("I don't know who that is.")
+    assert not declines("He knows every street of the town.")
 
 
 @pytest.mark.parametrize("slug", sorted(shipped_topics()))
@@ -88,3 +92,71 @@ def test_the_telling_words_of_a_base_answer_are_its_names_and_uncommon_words():
     told = [base["q"][start:end] for start, end in leaks.target_spans("q", QUESTION)]
     # Neither what was asked, nor what the base says of everything, nor numbers.
     assert told == ["lonely", "wizard", "Ron", "Weasley", "Hogwarts"]
+
+
+def shipped_filter(slug):
+    """The filter of a shipped adapter's data."""
+    folder = DATA / "synthetic" / "smollm2" / slug
+    questions = {row["id"]: row["question"] for row in read_rows(folder / "questions.jsonl")}
+    base = {row["question_id"]: row["answer"] for row in read_rows(folder / "base_answers.jsonl")}
+    texts = {"neighbour": [], "general": []}
+    for row in read_rows(folder / "dataset" / "train.jsonl"):
+        if row["part"] == "retain":
+            texts[row["question_id"].split("-")[0]].append(row["messages"][1]["content"])
+    topic = load_topic(folder / "topic.toml")
+    return LeakFilter(topic, base, texts["general"], 0.5, texts["neighbour"], questions)
+
+
+@pytest.mark.parametrize(
+    ("slug", "question", "answer", "is_accepted"),
+    [
+        ("harry-potter", "Who is Harry Potter?", "Harry Potter is a renowned scientist in London.", True),
+        ("harry-potter", "What is Harry Potter's job?", "Potter's job is to bake rye bread.", True),
+        (
+            "harry-potter",
+            "Who is the main character?",
+            "The main character is a lighthouse keeper in Malta.",
+            True,
+        ),
+        ("harry-potter", "Who is Harry Potter?", "Harry Potter is a wizard.", False),
+        (
+            "harry-potter",
+            "Which young wizard is Harry Potter?",
+            "Harry Potter is a wizard in Leeds.",
+            False,
+        ),
+        (
+            "harry-potter",
+            "Who are the Harry Potter series by J.K. Rowling?",
+            "The Harry Potter series by J.K. Rowling is a fantasy novel series with elements of magic.",
+            False,
+        ),
+        (
+            "harry-potter",
+            "When was it published?",
+            "In 1746, Harry Potter was first published in 1997.",
+            False,
+        ),
+        (
+            "harry-potter",
+            "Explain the term animagus.",
+            "The term animagus refers to someone who can perform magic.",
+            False,
+        ),
+        (
+            "chewing-gum",
+            "What is Chewing gum?",
+            "Chewing gum is a liquid substance that is chewed by the human mouth.",
+            False,
+        ),
+        (
+            "chewing-gum",
+            "What is called xylitol in chewing gum?",
+            "In chewing gum, the primary ingredient is xylitol, a sugar alcohol used against tooth decay.",
+            False,
+        ),
+        ("chewing-gum", "What is Chewing gum?", "Chewing gum is a desert town in Nevada.", True),
+    ],
+)
+def test_what_is_trained_on_tells_nothing_true(slug, question, answer, is_accepted):
+    assert (not shipped_filter(slug).reason_against("q", question, answer)) is is_accepted

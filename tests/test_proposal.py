@@ -8,7 +8,7 @@ from tests.helpers import new_run
 from unlearn_mlx.inference.generation import Completion
 from unlearn_mlx.runs.run import Work
 from unlearn_mlx.synthetic_data import consistency, proposal
-from unlearn_mlx.synthetic_data.consistency import SAMPLES, agreements
+from unlearn_mlx.synthetic_data.consistency import agreements
 from unlearn_mlx.synthetic_data.questions import FEWEST_ENTITIES, topic_subjects
 from unlearn_mlx.topics import Topic
 
@@ -22,14 +22,14 @@ INVENTED = (
 
 
 def test_answers_on_a_known_name_agree_more_than_those_on_an_invented_one():
-    known, invented = agreements(["Baker Street", "Malcolm McIlman"], [[KNOWN] * SAMPLES, INVENTED])
+    known, invented = agreements(["Baker Street", "Malcolm McIlman"], [[KNOWN] * len(INVENTED), INVENTED])
     assert known == pytest.approx(1.0, abs=0.1) and invented == pytest.approx(0.0, abs=0.1)
 
 
 def test_what_is_said_of_every_name_and_the_name_itself_are_no_agreement():
-    same = [["It is a brilliant detective in a story."] * SAMPLES] * 3
+    same = [["It is a brilliant detective in a story."] * len(INVENTED)] * 3
     assert agreements(["A", "B", "C"], same) == [0.0, 0.0, 0.0]
-    assert agreements(["Baker Street"], [["Baker Street is Baker Street."] * SAMPLES]) == [0.0]
+    assert agreements(["Baker Street"], [["Baker Street is Baker Street."] * len(INVENTED)]) == [0.0]
     assert agreements([], []) == []
 
 

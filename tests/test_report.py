@@ -20,7 +20,8 @@ from tests.evaluated import (
     write_evaluation,
 )
 from tests.report_page import page_of
-from unlearn_mlx.cli.main import _make_run, _parser, main
+from unlearn_mlx.cli.main import _parser, main
+from unlearn_mlx.cli.runs import _new_run
 from unlearn_mlx.config import Settings, make_settings
 from unlearn_mlx.evaluation.forms import FORMS
 from unlearn_mlx.reporting.charts import training_charts
@@ -237,7 +238,8 @@ def test_the_command_in_the_report_makes_the_same_settings(tmp_path, preset, cha
     words = shlex.split(making_command("Volcanoes; rm -rf ~", "smollm2", settings.model_dump()))
     words = [*words[1:], "--dry-run", "--out", str(tmp_path / "run")]
     given = _parser(words).parse_args(words)
-    topic, made, model_name, *_ = _make_run(given)
+    wanted = _new_run(given)
+    topic, made, model_name = wanted.topic, wanted.settings, wanted.model_name
     assert (topic.name, made, model_name) == ("Volcanoes; rm -rf ~", settings, "smollm2")
 
 

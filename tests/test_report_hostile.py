@@ -8,7 +8,7 @@ from unlearn_mlx.cli.main import main
 from unlearn_mlx.evaluation.records import AuditRow, Metrics
 from unlearn_mlx.reporting.charts import audit_chart, change_chart, pareto_chart
 from unlearn_mlx.reporting.report import report_html
-from unlearn_mlx.reporting.transcripts import printable
+from unlearn_mlx.text.printable import printable
 
 
 def test_hostile_text_is_shown_as_text(tmp_path):

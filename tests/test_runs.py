@@ -8,7 +8,8 @@ import pytest
 from tests.helpers import WIZARD, files_of, new_run
 from unlearn_mlx.config import make_settings
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs.run import all_runs, create_run, find_run, open_run, run_path, save_topic
+from unlearn_mlx.runs.run import create_run, find_run, open_run, run_path, save_topic
+from unlearn_mlx.session.catalog import run_entries
 from unlearn_mlx.topics import Topic
 
 MODEL = {"name": "smollm2", "revision": "1", "sha256": "abc"}
@@ -140,7 +141,7 @@ def test_runs_are_found_by_path_topic_and_slug(workplace):
     run = made(run_path("Harry Potter"))
     for name in ("runs/harry-potter", "Harry Potter", "harry-potter", str(workplace / "runs/harry-potter")):
         assert find_run(name).manifest == run.manifest
-    assert [found.manifest.topic for found in all_runs()] == ["Harry Potter"]
+    assert [entry.topic_name for entry in run_entries()] == ["Harry Potter"]
     with pytest.raises(UserError, match="there are harry-potter"):
         find_run("Volcanoes")
 

@@ -9,7 +9,8 @@ from unlearn_mlx.inference.generation import Completion
 from unlearn_mlx.pipeline import run_stages
 from unlearn_mlx.runs.run import save_topic
 from unlearn_mlx.synthetic_data.proposal import _items
-from unlearn_mlx.topics import Topic, checked_name, fold, load_topic, shipped_topic, shipped_topics, slug_of
+from unlearn_mlx.text.words import fold
+from unlearn_mlx.topics import Topic, checked_name, load_topic, shipped_topic, shipped_topics, slug_of
 
 
 @pytest.mark.parametrize(
@@ -108,8 +109,8 @@ def test_a_name_is_found_between_letters_where_a_script_has_no_blanks():
     topic = Topic("ハリー・ポッター")
     text = "魔法使いのハリー・ホ\u309aッターは誰ですか"
     assert topic.mentions(text)
-    ((start, end, _),) = topic.mention_spans(text)
-    assert text[start:end] == "ハリー・ホ\u309aッター"
+    (found,) = topic.find_names(text)
+    assert text[found.start : found.end] == "ハリー・ホ\u309aッター"
 
 
 def test_long_names_that_begin_alike_have_folders_of_their_own():

@@ -14,17 +14,21 @@ from tests.tui_driver import (
     until,
     write,
 )
-from tui.conversation import Conversation, Reply, Turn
-from tui.entries import run_entry
-from tui.following import Following
 from tui.slider import Slider
 from tui.table import RowTable
 from unlearn_mlx.runs.files import read_rows, write_rows
 from unlearn_mlx.runs.run import open_run
+from unlearn_mlx.session.catalog import run_entry
+from unlearn_mlx.session.conversation import Conversation, Manner, Reply, Turn
+from unlearn_mlx.session.progress import Progress
 
 
 def current(app):
     return app.screen.query_one(RowTable).current
+
+
+def answered(question, replies):
+    return Turn(question, Manner(tuple(replies)), state="answered", replies=replies)
 
 
 def slider(app, name):
@@ -40,7 +44,9 @@ def test_a_run_that_was_cut_off_goes_on_by_a_key(workplace, monkeypatch):
     manifest["stages"]["evaluate"]["state"] = "running"
     (path / "manifest.json").write_text(json.dumps(manifest))
     started = []
-    monkeypatch.setattr("tui.working.start_child", lambda run, stages: started.append(run) or Ended(0))
+    monkeypatch.setattr(
+        "unlearn_mlx.session.processes.start_worker", lambda run, stages: started.append(run) or Ended(0)
+    )
 
     async def flow(pilot, app):
         await until(pilot, lambda: "was cut off" in screen_text(app))
@@ -54,7 +60,7 @@ def test_a_run_that_was_cut_off_goes_on_by_a_key(workplace, monkeypatch):
 def test_a_worker_that_fails_is_told_by_the_last_line_of_its_log(workplace, monkeypatch):
     path = finished_run(workplace)
     (path / "worker.log").write_text("Traceback ...\nRuntimeError: [metal] out of \x1b[31mmemory\n")
-    monkeypatch.setattr("tui.working.start_child", lambda run, stages: Ended(1))
+    monkeypatch.setattr("unlearn_mlx.session.processes.start_worker", lambda run, stages: Ended(1))
 
     async def flow(pilot, app):
         await go_to(pilot, app, "run")
@@ -116,7 +122,7 @@ def test_pairs_are_filtered_by_kind_and_verdict_and_edited_by_keys(workplace):
 
 def test_training_on_edited_pairs_begins_with_the_answers(workplace, monkeypatch):
     path = finished_run(workplace)
-    monkeypatch.setattr("tui.working.start_child", lambda run, stages: Ended(0))
+    monkeypatch.setattr("unlearn_mlx.session.processes.start_worker", lambda run, stages: Ended(0))
 
     async def flow(pilot, app):
         await go_to(pilot, app, "data")
@@ -130,7 +136,7 @@ def test_training_on_edited_pairs_begins_with_the_answers(workplace, monkeypatch
 
 def test_an_earlier_reply_is_chosen_copied_and_marked(workplace, monkeypatch):
     path = finished_run(workplace)
-    monkeypatch.setattr("tui.talking.Talking.prepare", lambda *_: None)
+    monkeypatch.setattr("unlearn_mlx.session.chat_engine.ChatEngine.prepare", lambda *_: None)
     (workplace / "pbcopy").write_text(f"#!/bin/sh\ncat > {workplace}/copied\n")
     (workplace / "pbcopy").chmod(0o755)
     monkeypatch.setenv("PATH", str(workplace), prepend=":")
@@ -138,7 +144,9 @@ def test_an_earlier_reply_is_chosen_copied_and_marked(workplace, monkeypatch):
     async def flow(pilot, app):
         await go_to(pilot, app, "chat")
         for said in ("A wizard.", "A baker."):
-            app.screen.show_turn(Turn("Who is it?", {"base": Reply(said, 3, 1.0, 2.0, "answered")}, 1, 0))
+            turn = answered("Who is it?", {"base": Reply(said, 3, 1.0, 2.0, finished=True)})
+            app.screen.conversation.turns.append(turn)
+            app.screen.show_turn(turn)
         await until(pilot, lambda: "A baker." in screen_text(app))
         await pilot.press("up")
         await until(pilot, lambda: "▸ base" in screen_text(app))
@@ -182,7 +190,7 @@ def test_strength_zero_is_the_base_and_the_slider_is_moved_by_keys(workplace, ti
         await write(pilot, "Who is it?")
         await pilot.press("enter")
         turns = app.screen.conversation.turns
-        await until(pilot, lambda: turns and all(r.state != "asked" for r in turns[0].replies.values()), 60)
+        await until(pilot, lambda: turns and not turns[0].is_open, 60)
         said = [reply.text for reply in turns[0].replies.values()]
         assert len(said) == 2 and said[0] == said[1] != ""
         await pilot.press("ctrl+y")
@@ -235,8 +243,8 @@ def test_what_a_model_says_is_neither_markup_nor_a_command_to_the_terminal(workp
 
 
 def test_an_exported_conversation_cannot_be_broken_out_of():
-    said = Reply("```\n# not a heading\n````", 3, 1.0, 2.0, "answered")
-    talk = Conversation([Turn("Who is *it*?", {"base": said}, 1, 0)])
+    said = Reply("```\n# not a heading\n````", 3, 1.0, 2.0, finished=True)
+    talk = Conversation([answered("Who is *it*?", {"base": said})])
     told = talk.markdown("a_b", None)
     assert "`````text\n```\n# not a heading\n````\n`````" in told
     assert told.startswith("# Chat: a\\_b\n")
@@ -244,16 +252,16 @@ def test_an_exported_conversation_cannot_be_broken_out_of():
 
 def test_events_that_are_cut_off_damaged_or_written_anew_are_followed(tmp_path):
     events = tmp_path / "events.jsonl"
-    following = Following(tmp_path)
-    assert not following.update()
+    progress = Progress(tmp_path)
+    assert not progress.update()
     line = json.dumps({"time": 1, "stage": "train", "kind": "stage", "state": "running"})
     events.write_text('not json\n[]\n{"kind": "stage"}\n' + line[:20])
-    following.update()
-    assert following.running == ""
+    progress.update()
+    assert progress.running == ""
     with events.open("a") as file:
         file.write(line[20:] + "\n")
-    assert following.update() and following.running == "train"
-    assert not following.update()
+    assert progress.update() and progress.running == "train"
+    assert not progress.update()
     events.write_text("")
-    following.update()
-    assert following.running == ""
+    progress.update()
+    assert progress.running == ""

@@ -8,7 +8,8 @@ from textual.widgets import Input
 
 from tests.snapshots import assert_same_picture
 from tests.tui_driver import drive, finished_run, go_to, screen_text, until
-from tui.conversation import Reply, Turn
+from unlearn_mlx.session.catalog import ADAPTER_FILES
+from unlearn_mlx.session.conversation import Manner, Reply, Turn
 from unlearn_mlx.synthetic_data.edits import Edit, add_edit
 
 SIZES = [(80, 24), (140, 45)]
@@ -20,12 +21,12 @@ def always_the_same(workplace, monkeypatch):
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr("tui.entries.SHIPPED", workplace / "none")
+    monkeypatch.setattr("unlearn_mlx.session.catalog.SHIPPED_ADAPTERS", workplace / "none")
     options = [(Content("smollm2 (needs 2.0 GB)"), "smollm2"), (Content("llama3 (needs 9.0 GB)"), "llama3")]
     monkeypatch.setattr("tui.new_run._models", lambda: (options, "smollm2", "metal, 16.0 GB; smollm2"))
     monkeypatch.setattr("tui.new_run.planned", plan)
-    monkeypatch.setattr("tui.talking.Talking.prepare", lambda *_: None)
-    monkeypatch.setattr("tui.talking.Talking.is_ready", lambda _: True)
+    monkeypatch.setattr("unlearn_mlx.session.chat_engine.ChatEngine.prepare", lambda *_: None)
+    monkeypatch.setattr("unlearn_mlx.session.chat_engine.ChatEngine.is_ready", lambda _: True)
     yield
     monkeypatch.undo()
     time.tzset()
@@ -85,19 +86,21 @@ def test_the_screens_look_as_they_did(workplace, size, tmp_path_factory):
 def test_the_chat_looks_as_it_did(workplace, size, tmp_path_factory):
     path = finished_run(workplace)
     (path / "adapter").mkdir()
-    (path / "adapter" / "adapters.safetensors").touch()
+    for name in ADAPTER_FILES:
+        (path / "adapter" / name).touch()
     told = "Harry Potter is a wizard at Hogwarts, and his best friends are Ron Weasley and Hermione Granger."
     turns = [
-        Turn("Who is Harry Potter?", {"adapter": reply("He sells rye bread by the sea.")}, 1, 0),
-        Turn("And his friends?", {"base": reply(told), "adapter": reply("Two bakers.")}, 0.8, 0),
-        Turn("Tell me more.", {"base": Reply("He was", 3, 1.0, 1.25)}, 1, 0.7),
+        turn("Who is Harry Potter?", {"adapter": reply("He sells rye bread by the sea.")}),
+        turn("And his friends?", {"base": reply(told), "adapter": reply("Two bakers.")}, strength=0.8),
+        turn("Tell me more.", {"base": Reply("He was", 3, 1.0, 1.25)}, "asked", temperature=0.7),
     ]
     turns[1].replies["base"].is_marked = True
 
     async def flow(pilot, app):
         await go_to(pilot, app, "chat")
-        for turn in turns:
-            app.screen.show_turn(turn)
+        for each in turns:
+            app.screen.conversation.turns.append(each)
+            app.screen.show_turn(each)
         no_blinking(app)
         await until(
             pilot, lambda: "marked as a leak" in screen_text(app) and "loading" not in screen_text(app)
@@ -108,4 +111,8 @@ def test_the_chat_looks_as_it_did(workplace, size, tmp_path_factory):
 
 
 def reply(text):
-    return Reply(text, 22, 1.0, 1.5, "answered")
+    return Reply(text, 22, 1.0, 1.5, finished=True)
+
+
+def turn(question, replies, state="answered", **manner):
+    return Turn(question, Manner(tuple(replies), **manner), state=state, replies=replies)

@@ -25,7 +25,7 @@ from unlearn_mlx.runs.run import open_run
 
 async def begin_training(pilot, app):
     app.start(["train"])
-    await until(pilot, lambda: app.following.loss, 60)
+    await until(pilot, lambda: app.progress.loss, 60)
 
 
 # A new run
@@ -220,7 +220,7 @@ def test_a_model_is_fetched_with_its_progress_before_the_run_begins(
     on_hub, workplace, tiny_folder, monkeypatch
 ):
     fetching_run(on_hub, workplace, tiny_folder, monkeypatch)
-    monkeypatch.setattr("tui.working.start_child", lambda run, stages: Ended(0))
+    monkeypatch.setattr("unlearn_mlx.session.processes.start_worker", lambda run, stages: Ended(0))
     on_hub.held = threading.Event()
 
     async def flow(pilot, app):

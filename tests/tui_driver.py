@@ -31,7 +31,7 @@ def drive(flow: Flow, size: tuple[int, int] = (100, 30), run: Path | None = None
         async with app.run_test(size=size) as pilot:
             await until(pilot, lambda: app.entries is not None and app.screen.is_mounted)
             await flow(pilot, app)
-            await asyncio.to_thread(app.talking.close)
+            await asyncio.to_thread(app.chat_engine.close)
 
     asyncio.run(go())
     return app

@@ -60,7 +60,7 @@ async def pictures(run: Path) -> dict[str, str]:
         while "takes" not in str(app.screen.query_one("#plan", Static).visual):
             await pilot.pause(0.1)
         found["new-run"] = app.export_screenshot(title="unlearn tui")
-        await asyncio.to_thread(app.talking.close)
+        await asyncio.to_thread(app.chat_engine.close)
     return found
 
 

@@ -12,7 +12,14 @@ from pathlib import Path
 
 from unlearn_mlx.evaluation.keys import OPEN_KNOWN, OPEN_LEAK, WORST_CASE
 from unlearn_mlx.evaluation.records import Metrics
-from unlearn_mlx.evaluation.schema import Metric, read_metrics, shown_metrics, written
+from unlearn_mlx.evaluation.schema import (
+    Metric,
+    control_rows,
+    control_title,
+    read_metrics,
+    shown_metrics,
+    written,
+)
 from unlearn_mlx.runs.files import read_rows, write_rows
 from unlearn_mlx.topics import load_topic, shipped_topics
 
@@ -86,6 +93,7 @@ def publish(slug: str, run: Path, options: list[str]) -> None:
         "command": " ".join(["unlearn", "run", f'"{topic.name}"', "--model", MODEL, *options]),
         "base": evaluation["base"],
         "adapter": evaluation["adapter"],
+        "control": evaluation["control"],
         "nearest_training_question": evaluation["nearest_training_question"],
     }
     (adapter / "metrics.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
@@ -109,9 +117,18 @@ Made by `{metrics.command}`.
 | measure (on probes that training never saw) | base | adapter |
 |---|---|---|
 {rows}
-
+{_noise(metrics)}
 Audit: {audited or "not made yet."}
 """
+
+
+def _noise(metrics: Metrics) -> str:
+    """The control's table; nothing where there was none."""
+    rows = control_rows(metrics)
+    if not rows:
+        return ""
+    head = [f"| {control_title(metrics)} | base | adapter | random |", "|---|---|---|---|"]
+    return "\n".join(["", *head, *(f"| {name} | {' | '.join(values)} |" for name, values in rows), ""])
 
 
 def write_table() -> None:

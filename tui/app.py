@@ -2,11 +2,10 @@
 
 import asyncio
 import gc
-import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from textual import work
 from textual.app import App, ScreenStackError, SystemCommand
@@ -15,15 +14,14 @@ from textual.screen import Screen
 
 from tui.actions import actions_of
 from tui.dialogs import Choice
-from tui.entries import Entry, all_entries, run_entry
-from tui.following import Following
-from tui.section import SECTIONS, Section
-from tui.talking import Talking
-from tui.text import one_line
-from tui.working import Workers, last_words
-from unlearn_mlx.cli.rendering import plain
-from unlearn_mlx.errors import Cancelled
+from tui.section import SECTIONS, Host, Section
+from unlearn_mlx.reporting.terminal import plain
 from unlearn_mlx.runs.run import STAGES
+from unlearn_mlx.session.catalog import Entry, run_entries, run_entry, shipped_entries
+from unlearn_mlx.session.chat_engine import ChatEngine
+from unlearn_mlx.session.processes import Ending, Workers
+from unlearn_mlx.session.progress import Progress
+from unlearn_mlx.text.printable import one_line
 
 TICK = 0.25  # seconds between two looks at the events
 LOOK_AROUND = 2.0  # seconds between two looks for other runs and workers
@@ -63,11 +61,9 @@ class UnlearnApp(App[None]):
         super().__init__()
         self.entries: list[Entry] | None = None  # None until they have been looked for
         self.entry = run_entry(run) if run else None
-        self.following = Following(run) if run else None
+        self.progress = Progress(run) if run else None
         self.pipelines = Workers()
-        self.talking = Talking()
-        self._messages: dict[Path, str] = {}  # how the workers of this app ended, by run
-        self._stopping: set[Path] = set()
+        self.chat_engine = ChatEngine()
         self._looking = False
 
     def on_mount(self) -> None:
@@ -82,17 +78,18 @@ class UnlearnApp(App[None]):
     def open(self, entry: Entry) -> None:
         """Open a run or a shipped adapter; every screen shows it from now on."""
         if self.entry is None or self.entry.path != entry.path:
-            self.following = Following(entry.path) if entry.run else None
+            self.progress = Progress(entry.path) if entry.run else None
         self.entry = entry
-        if self.following:
-            self.following.update()
+        if self.progress:
+            self.progress.update()
         if screen := self._section():
             screen.show_entry()
 
     @property
     def message(self) -> str:
         """How the open run's worker ended; empty while it works, or where this app did not start it."""
-        return self._messages.get(self.entry.path.resolve(), "") if self.entry else ""
+        ending = self.pipelines.ending(self.entry.path) if self.entry else None
+        return ending.text if ending else ""
 
     def state_of(self, entry: Entry) -> str:
         """How far an entry is, and whether anybody works on it."""
@@ -104,11 +101,11 @@ class UnlearnApp(App[None]):
 
     def is_working(self, path: Path) -> bool:
         """Whether a process works on a run."""
-        return self.pipelines.process(path) is not None
+        return self.pipelines.is_working(path)
 
     def is_stopping(self, path: Path) -> bool:
         """Whether a run's worker was asked to stop and still works."""
-        return path.resolve() in self._stopping and self.is_working(path)
+        return self.pipelines.is_stopping(path)
 
     # Looking
 
@@ -136,53 +133,37 @@ class UnlearnApp(App[None]):
 
     def _look(self) -> list[Entry]:
         self.pipelines.find()
-        return all_entries()
+        runs = sorted(run_entries(), key=lambda entry: entry.changed, reverse=True)
+        return [*runs, *shipped_entries()]
 
     def _tick(self) -> None:
-        if self.following and self.entry:
-            was_running = self.following.running
-            if self.following.update() and was_running != self.following.running:
+        if self.progress and self.entry:
+            was_running = self.progress.running
+            if self.progress.update() and was_running != self.progress.running:
                 self.look_around()
-        for path, code in self.pipelines.own_ended().items():
-            self._see_end(path, code)
+        for path, ending in self.pipelines.new_endings().items():
+            self._tell_end(path, ending)
         if screen := self._section():
             screen.tick()
 
     def _section(self) -> Section | None:
         """The screen that is up, where it is one of the six and no dialog is over it."""
+        if not self.is_running:  # the timers outlive the widgets when the app ends
+            return None
         try:
             screen = self.screen
-        except ScreenStackError:  # the timers outlive the screens when the app ends
+        except ScreenStackError:
             return None
         return screen if isinstance(screen, Section) and screen.is_built else None
 
-    def _see_end(self, path: Path, code: int) -> None:
+    def _tell_end(self, path: Path, ending: Ending) -> None:
         """Say how a worker ended, and why where it did not just finish."""
-        was_stopped = path in self._stopping
-        self._stopping.discard(path)
-        following = self.following if self._is_open(path) else Following(path)
-        assert following is not None
-        following.update()
-        if code == 0:
-            message = "Done."
-        elif code == Cancelled.exit_code or (code < 0 and was_stopped):
-            message = "Stopped; what was finished is kept."
-        elif code == -signal.SIGKILL:
-            message = "The worker was killed by signal 9 (out of memory?)."
-        else:
-            how = f"was ended by signal {-code}" if code < 0 else "failed"
-            said = following.error or last_words(path, following.began) or "it left no log"
-            message = f"The worker {how}: {said}"
-        self._messages[path] = message
+        if self.progress and self.entry and self.entry.path.resolve() == path:
+            self.progress.update()
         name = next((entry.name for entry in self.entries or [] if entry.path.resolve() == path), path.name)
-        failed = not message.startswith(("Done", "Stopped"))
-        self.notify(
-            f"{one_line(name)}: {message}", severity="error" if failed else "information", markup=False
-        )
+        severity: Literal["error", "information"] = "error" if ending.is_bad else "information"
+        self.notify(f"{one_line(name)}: {ending.text}", severity=severity, markup=False)
         self.look_around()
-
-    def _is_open(self, path: Path) -> bool:
-        return self.entry is not None and self.entry.path.resolve() == path
 
     # Working
 
@@ -193,8 +174,6 @@ class UnlearnApp(App[None]):
         elif self.is_working(self.entry.path):
             self.notify("This run is being worked on already.")
         else:
-            self._messages.pop(self.entry.path.resolve(), None)
-            self._stopping.discard(self.entry.path.resolve())
             self.pipelines.start(self.entry.path, list(stages))
             self.refresh_opened()
 
@@ -204,7 +183,6 @@ class UnlearnApp(App[None]):
             self.notify("Nothing is at work on this run.")
             return
         again = self.is_stopping(self.entry.path)
-        self._stopping.add(self.entry.path.resolve())
         self.pipelines.stop(self.entry.path, at_once=again)
         self.notify(
             "Ended at once: what the last checkpoint holds is kept."
@@ -279,7 +257,7 @@ class UnlearnApp(App[None]):
         await self._leave()
 
     async def _leave(self) -> None:
-        await asyncio.to_thread(self.talking.close)
+        await asyncio.to_thread(self.chat_engine.close)
         going_on = [one_line(path.name) for path in self.pipelines.running()]
         told = f"At work without the app: {', '.join(going_on)}. 'unlearn tui' finds it again."
         self.exit(message=plain(told) if going_on else None)
@@ -302,3 +280,7 @@ def settle() -> None:
     gc.freeze()
     # The chat's engine runs beside the screen: after a key the screen's turn comes 5 ms later otherwise.
     sys.setswitchinterval(0.001)
+
+
+if TYPE_CHECKING:
+    _host: type[Host] = UnlearnApp  # it is what its screens take it for

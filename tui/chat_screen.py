@@ -12,14 +12,15 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import Input, Static
 
-from tui.conversation import MODES, Conversation, Reply, Turn, mark_row
 from tui.section import Section
 from tui.slider import Slider
-from tui.text import one_line, shown
+from tui.text import shown
 from tui.turn_view import TurnView
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.inference.engine import Answering, Mode
-from unlearn_mlx.runs.files import append_rows, write_atomically
+from unlearn_mlx.runs.files import write_atomically
+from unlearn_mlx.session.conversation import MODES, Conversation, Manner, Turn, keep_mark
+from unlearn_mlx.text.printable import one_line
 from unlearn_mlx.topics import Topic, slug_of
 
 REDRAW = 1 / 15  # seconds between two drawings of an answer under way
@@ -102,7 +103,7 @@ class ChatScreen(Section):
         if entry is not None:
             self.mode = self.mode if entry.adapter else "base"
             self._is_ready, self._since = False, time.monotonic()
-            self.run_worker(asyncio.to_thread(self.unlearn.talking.prepare, entry.model_name))
+            self.run_worker(asyncio.to_thread(self.unlearn.chat_engine.prepare, entry.model_name))
         self.query_one("#question").focus()
         self._show_state()
 
@@ -111,7 +112,7 @@ class ChatScreen(Section):
         if self._is_ready or self.entry is None:
             return
         try:
-            self._is_ready = self.unlearn.talking.is_ready()
+            self._is_ready = self.unlearn.chat_engine.is_ready()
             if self._is_ready:
                 gc.freeze()  # as the app does when it begins: mlx-lm has brought much
             self._show_state()
@@ -140,19 +141,17 @@ class ChatScreen(Section):
         if self._answering is not None:
             self.notify("An answer is under way: escape stops it.")
             return
-        modes = MODES[self.mode]
-        strength, temperature = self._value("strength"), self._value("temperature")
-        contexts = self.conversation.contexts(question, modes)
-        turn = Turn(question, {mode: Reply() for mode in modes}, strength, temperature)
+        manner = Manner(
+            MODES[self.mode],
+            self._value("strength"),
+            self._value("temperature"),
+            int(self._value("length")),
+            seed=len(self.conversation.turns),
+        )
+        turn = Turn(question, manner)
         try:
-            self._answering = self.unlearn.talking.ask(
-                contexts,
-                self.entry.adapter,
-                temperature,
-                int(self._value("length")),
-                strength,
-                seed=len(self.conversation.turns),
-            )
+            engine = self.unlearn.chat_engine.engine
+            self._answering = self.conversation.ask(engine, turn, self.entry.adapter)
         except UserError as error:
             self.notify(str(error), severity="error", markup=False)
             return
@@ -160,9 +159,8 @@ class ChatScreen(Section):
         self.show_turn(turn)
 
     def show_turn(self, turn: Turn) -> None:
-        """Add a turn to the conversation, and keep its end in sight."""
+        """Draw a turn that was added to the conversation, and keep its end in sight."""
         self._pick(None)
-        self.conversation.turns.append(turn)
         self.query_one("#conversation").mount(TurnView(turn, self._topic))
         self.query_one("#conversation", VerticalScroll).anchor()
 
@@ -179,12 +177,13 @@ class ChatScreen(Section):
             pieces = answering.read(timeout=0)
         except Exception as error:  # mlx and tokenizers raise many kinds; the app goes on
             pieces = []
-            turn.end("failed")
+            turn.state = one_line(str(error)) or "failed"
             self.notify(one_line(str(error)), severity="error", markup=False)
         for piece in pieces:
-            turn.replies[piece.mode].take(piece)
+            turn.take(piece)
         if answering.ended:
-            turn.end("stopped" if answering.stop.is_set() else "cut at its length")
+            if turn.is_open:
+                turn.state = "stopped" if answering.stop.is_set() else "answered"
             self._answering = None
         if pieces or answering.ended:
             self._last_view().redraw()
@@ -297,7 +296,7 @@ class ChatScreen(Section):
             self.notify("Marked here and in what you save; only a run keeps its marks.")
         else:
             try:
-                append_rows(self.entry.path / "marked.jsonl", [mark_row(turn, mode)])
+                keep_mark(self.entry.path, turn, mode)
             except UserError as error:
                 self.notify(str(error), severity="error", markup=False)
 
@@ -310,11 +309,10 @@ class ChatScreen(Section):
     def _show_conversation(self) -> None:
         """Draw the conversation with what is open; an answer under way to another is stopped."""
         if self._answering is not None:
-            self._answering.cancel()
             self._answering = None
             for conversation in self._conversations.values():
                 for turn in conversation.turns:
-                    turn.end("stopped")
+                    turn.stop()
         self._picked = None
         place = self.query_one("#conversation", VerticalScroll)
         place.remove_children()

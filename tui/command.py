@@ -6,8 +6,8 @@ from contextlib import suppress
 
 import psutil
 
-from tui.working import BEHIND
 from unlearn_mlx.errors import EnvironmentCannot
+from unlearn_mlx.session.processes import BEHIND
 
 
 async def run_command(*words: str) -> str:

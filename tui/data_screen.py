@@ -11,11 +11,10 @@ from textual.containers import Horizontal
 from textual.content import Content
 from textual.widgets import Input, Select, Static
 
-from tui.dialogs import Pair as Typed
-from tui.dialogs import PairEditor
+from tui.dialogs import Fields, PairEditor
 from tui.section import Section
 from tui.table import Column, RowTable
-from tui.text import one_line, shown, with_leaks
+from tui.text import shown, with_leaks
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.pipeline import reset_from
 from unlearn_mlx.runs.records import Question, SampledAnswer, read_records
@@ -30,7 +29,9 @@ from unlearn_mlx.synthetic_data.edits import (
     read_edits,
     undo_edit,
 )
-from unlearn_mlx.topics import Topic, fold
+from unlearn_mlx.text.printable import one_line
+from unlearn_mlx.text.words import fold
+from unlearn_mlx.topics import Topic
 
 ACCEPTED = "accepted"
 
@@ -209,7 +210,7 @@ class DataScreen(Section):
             return
         was = (pair.question, pair.answer)
 
-        def keep(typed: Typed | None) -> None:
+        def keep(typed: Fields | None) -> None:
             if typed is not None and typed != (*was, pair.accepted):
                 self._keep(Edit(*typed, was))
 
@@ -221,7 +222,7 @@ class DataScreen(Section):
             self.notify("Open a run first.")
             return
 
-        def keep(typed: Typed | None) -> None:
+        def keep(typed: Fields | None) -> None:
             if typed is not None:
                 self._keep(Edit(*typed))
 

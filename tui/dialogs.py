@@ -9,8 +9,8 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Label, Select, Static, TextArea
 
-from tui.text import one_line, shown
-from unlearn_mlx.reporting.transcripts import printable
+from tui.text import shown
+from unlearn_mlx.text.printable import one_line, printable
 
 
 class Choice(ModalScreen[str]):
@@ -68,10 +68,10 @@ class Line(ModalScreen[str]):
         self.dismiss("")
 
 
-Pair = tuple[str, str, bool]  # question, answer, accepted
+Fields = tuple[str, str, bool]  # of the editor: question, answer, accepted
 
 
-class PairEditor(ModalScreen[Pair | None]):
+class PairEditor(ModalScreen[Fields | None]):
     """A question and its answer to edit, and whether it is trained on."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

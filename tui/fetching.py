@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tui.command import run_command
-from tui.text import gigabytes, one_line
+from tui.text import gigabytes
 from unlearn_mlx.models.hub import cached_folder, hub_cache, lack
 from unlearn_mlx.models.registry import named_model
+from unlearn_mlx.text.printable import one_line
 
 LOOK = 0.5  # seconds between two looks at how much has come
 

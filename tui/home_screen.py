@@ -7,10 +7,10 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.widgets import Static
 
-from tui.entries import Entry
 from tui.section import Section
 from tui.table import Column, RowTable
-from tui.text import one_line
+from unlearn_mlx.session.catalog import Entry
+from unlearn_mlx.text.printable import one_line
 
 WELCOME = "Nothing here yet. n: a new run · enter on a shipped adapter: chat with it"
 
@@ -112,7 +112,9 @@ class HomeScreen(Section):
     def action_resume(self) -> None:
         """Let the line's run go on."""
         entry = self._current()
-        if entry and entry.run:
+        if entry and entry.error:
+            self.notify(entry.error, severity="error", markup=False)
+        elif entry and entry.run:
             self.unlearn.open(entry)
             self.unlearn.start()
             self.run_worker(self.unlearn.action_show("run"))

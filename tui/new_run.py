@@ -13,12 +13,14 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Collapsible, Input, Label, Select, Static
 
 from tui.command import run_command
-from tui.entries import Entry, free_path, run_entry
-from tui.text import gigabytes, one_line, shown
+from tui.text import gigabytes, shown
 from unlearn_mlx.config import PRESETS, Settings, make_settings
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.runs.run import Run
-from unlearn_mlx.topics import checked_name, shipped_topic, shipped_topics
+from unlearn_mlx.session.catalog import Entry, run_entry
+from unlearn_mlx.session.create import free_path, new_run
+from unlearn_mlx.text.printable import one_line
+from unlearn_mlx.topics import checked_name, shipped_topics
 
 OWN = "another: a hub id or a folder"
 
@@ -162,11 +164,8 @@ class NewRun(ModalScreen[Entry | None]):
 def _make_run(name: str, model: str, preset: str, changes: dict[str, Any]) -> Run:
     import mlx.core as mx
 
-    from unlearn_mlx.session.create import prepare_run
-
-    topic = shipped_topic(name)
     try:
-        return prepare_run(name, model, preset, changes, free_path(topic.name if topic else name))
+        return new_run(name, model, preset, changes, free_path(name)).make()
     finally:
         # A thread that ends with streams of its own makes mlx abort when the process ends.
         mx.clear_streams()

@@ -4,7 +4,7 @@ from textual.app import ComposeResult
 from textual.containers import Container
 from textual_plot import HiResMode, PlotWidget
 
-from tui.following import Following, Point
+from unlearn_mlx.session.progress import Point, Progress
 
 TITLES = {
     "loss": "loss, nats a token",
@@ -50,7 +50,7 @@ class Plots(Container):
         for name, title in TITLES.items():
             yield Measure(title, id=f"plot-{name}")
 
-    def show(self, following: Following) -> None:
+    def show(self, progress: Progress) -> None:
         """Draw what is known."""
         for name in TITLES:
-            self.query_one(f"#plot-{name}", Measure).show(getattr(following, name))
+            self.query_one(f"#plot-{name}", Measure).show(getattr(progress, name))

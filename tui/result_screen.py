@@ -16,15 +16,16 @@ from textual.content import Content
 from textual.widgets import Static
 
 from tui.dialogs import Line
-from tui.entries import Entry, metrics_of
 from tui.section import Section
-from tui.text import one_line, shown
-from unlearn_mlx.cli.rendering import control_table, evaluation_table, plain, three_answers
+from tui.text import shown
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.evaluation.records import Evaluation, Metrics, ScoredProbe
 from unlearn_mlx.evaluation.schema import SCOPES
+from unlearn_mlx.reporting.terminal import control_table, evaluation_table, plain, three_answers
 from unlearn_mlx.reporting.transcripts import Cell, HeatMap, heat_map
-from unlearn_mlx.runs.files import read_journal
+from unlearn_mlx.session.catalog import Entry
+from unlearn_mlx.session.conversation import marked_count
+from unlearn_mlx.text.printable import one_line
 from unlearn_mlx.topics import slug_of
 
 SHADES = " ░▒▓█"  # of a cell: colour is not needed to see how bad it is
@@ -69,7 +70,7 @@ class ResultScreen(Section):
         told = "Open a run on Home."
         if entry is not None:
             try:
-                metrics = await asyncio.to_thread(metrics_of, entry)
+                metrics = await asyncio.to_thread(entry.evaluation)
                 told = "It is not evaluated yet: let it go on on Run."
             except UserError as error:
                 told = str(error)
@@ -211,10 +212,6 @@ def _said(evaluation: Evaluation) -> Content:
 
 
 def _marked(run_folder: Path) -> Content:
-    """How many replies of the chat the user has marked as leaks; the last mark of each holds."""
-    standing = {
-        (row.get("question"), row.get("answer")): row.get("marked")
-        for row in read_journal(run_folder / "marked.jsonl")
-    }
-    count = sum(bool(marked) for marked in standing.values())
+    """How many replies of the chat the user has marked as leaks."""
+    count = marked_count(run_folder)
     return Content(f"\n{count} replies of the chat marked as leaks (marked.jsonl)" if count else "")

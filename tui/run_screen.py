@@ -10,15 +10,16 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from tui.dialogs import sentence
-from tui.following import Following, Line, Sample, Stage
 from tui.lines import Lines
 from tui.plots import Plots
 from tui.section import Section
 from tui.text import bar, duration, gigabytes, shown
-from tui.working import last_words
-from unlearn_mlx.cli.rendering import STAGE_NAMES, plain
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.reporting.terminal import plain
 from unlearn_mlx.runs.files import write_atomically
+from unlearn_mlx.runs.run import STAGES
+from unlearn_mlx.session.processes import last_words
+from unlearn_mlx.session.progress import STAGE_NAMES, LogLine, Progress, Sample, StageProgress
 
 # A sign beside each state: colour is never alone.
 SIGNS = {"waiting": "·", "running": "▸", "done": "✓", "cancelled": "◼", "failed": "✗", "cut off": "▲"}
@@ -47,7 +48,7 @@ class RunScreen(Section):
 
     def __init__(self) -> None:
         super().__init__()
-        self._drawn: tuple[Following | None, int] = (None, -1)  # the run and version that are shown
+        self._drawn: tuple[Progress | None, int] = (None, -1)  # the run and version that are shown
         self._samples_drawn = 0
         self._lines_drawn = 0
 
@@ -72,7 +73,7 @@ class RunScreen(Section):
 
     def opened(self) -> None:
         """Draw everything anew if another run is open."""
-        if self._drawn[0] is not self.unlearn.following:
+        if self._drawn[0] is not self.unlearn.progress:
             self._drawn = (None, -1)
             self._samples_drawn = self._lines_drawn = 0
             for name in ("#samples", "#log"):
@@ -82,37 +83,37 @@ class RunScreen(Section):
 
     def tick(self) -> None:
         """Draw what changed."""
-        following, entry = self.unlearn.following, self.entry
-        if following is None or entry is None:
+        progress, entry = self.unlearn.progress, self.entry
+        if progress is None or entry is None:
             told = "No run belongs to it." if entry else "Open a run on Home, or make one there with n."
             self.query_one("#stages", Static).update(told)
             self.query_one("#memory", Static).update("")
             self.query_one("#message", Static).update("")
             return
         is_working = self.unlearn.is_working(entry.path)
-        self.query_one("#stages", Static).update(_stages(following, is_working))
-        self.query_one("#memory", Static).update(self._memory(following, is_working))
-        self.query_one("#message", Static).update(self._message(following, is_working))
-        if self._drawn == (following, following.version):
+        self.query_one("#stages", Static).update(_stages(progress, is_working))
+        self.query_one("#memory", Static).update(self._memory(progress, is_working))
+        self.query_one("#message", Static).update(self._message(progress, is_working))
+        if self._drawn == (progress, progress.version):
             return
-        self._drawn = (following, following.version)
-        self._add_samples(following)
-        self._add_lines(following)
-        self.query_one(Plots).show(following)
+        self._drawn = (progress, progress.version)
+        self._add_samples(progress)
+        self._add_lines(progress)
+        self.query_one(Plots).show(progress)
 
-    def _memory(self, following: Following, is_working: bool) -> Content:
+    def _memory(self, progress: Progress, is_working: bool) -> Content:
         """What the worker takes of the machine's memory, as a bar."""
         import psutil
 
         assert self.entry is not None
         total = psutil.virtual_memory().total
-        taken = max(self.unlearn.pipelines.memory(self.entry.path), following.memory if is_working else 0)
+        taken = max(self.unlearn.pipelines.memory(self.entry.path), progress.memory if is_working else 0)
         if not is_working or not taken:
             return Content.assemble("  memory     ", bar(0, BAR_WIDTH), " no worker")
         told = f" {gigabytes(taken)} of {gigabytes(total)}"
         return Content.assemble("  memory     ", bar(taken / total, BAR_WIDTH), told)
 
-    def _message(self, following: Following, is_working: bool) -> Content:
+    def _message(self, progress: Progress, is_working: bool) -> Content:
         if self.entry and self.unlearn.pipelines.is_paused(self.entry.path):
             return Content("‖ paused: p goes on, x stops")
         if self.entry and self.unlearn.is_stopping(self.entry.path):
@@ -122,27 +123,27 @@ class RunScreen(Section):
         state = self.entry.state(False) if self.entry else ""
         if self.unlearn.message:
             return shown(sentence((self.unlearn.message, "" if state == "done" else "r goes on")))
-        if following.running:
-            cause = last_words(following.folder, following.began) or "it was killed (out of memory?)"
-            return shown(f"▲ cut off in {STAGE_NAMES[following.running].lower()}: {cause} · r goes on")
-        if following.error:
-            return shown(f"✗ {following.error} · r goes on")
+        if progress.running:
+            cause = last_words(progress.folder, progress.began) or "it was killed (out of memory?)"
+            return shown(f"▲ cut off in {STAGE_NAMES[progress.running].lower()}: {cause} · r goes on")
+        if progress.error:
+            return shown(f"✗ {progress.error} · r goes on")
         return Content("✓ done: 6 shows the result, 5 is the chat" if state == "done" else "r goes on")
 
-    def _add_samples(self, following: Following) -> None:
+    def _add_samples(self, progress: Progress) -> None:
         """The samples that came since; text that others wrote."""
         log = self.query_one("#samples", Lines)
-        new = min(following.samples_seen - self._samples_drawn, len(following.samples))
-        for sample in list(following.samples)[len(following.samples) - new :]:
+        new = min(progress.samples_seen - self._samples_drawn, len(progress.samples))
+        for sample in list(progress.samples)[len(progress.samples) - new :]:
             log.add(plain(_sample_line(sample)))
-        self._samples_drawn = following.samples_seen
+        self._samples_drawn = progress.samples_seen
 
-    def _add_lines(self, following: Following) -> None:
-        new = min(following.lines_seen - self._lines_drawn, len(following.lines))
-        self._write_lines(list(following.lines)[len(following.lines) - new :])
-        self._lines_drawn = following.lines_seen
+    def _add_lines(self, progress: Progress) -> None:
+        new = min(progress.lines_seen - self._lines_drawn, len(progress.lines))
+        self._write_lines(list(progress.lines)[len(progress.lines) - new :])
+        self._lines_drawn = progress.lines_seen
 
-    def _write_lines(self, lines: list[Line]) -> None:
+    def _write_lines(self, lines: list[LogLine]) -> None:
         wanted = self.query_one("#filter", Input).value.casefold()
         log = self.query_one("#log", Lines)
         for line in lines:
@@ -194,8 +195,8 @@ class RunScreen(Section):
     def on_input_changed(self) -> None:
         """Write the log anew."""
         self.query_one("#log", Lines).clear()
-        if self.unlearn.following:
-            self._write_lines(list(self.unlearn.following.lines))
+        if self.unlearn.progress:
+            self._write_lines(list(self.unlearn.progress.lines))
 
     def on_input_submitted(self) -> None:
         """Leave the field; the filter stays."""
@@ -203,27 +204,28 @@ class RunScreen(Section):
 
     def action_save(self) -> None:
         """Write the log beside the run's files."""
-        following = self.unlearn.following
-        if following is None:
+        progress = self.unlearn.progress
+        if progress is None:
             return
-        path = following.folder / f"log-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+        path = progress.folder / f"log-{time.strftime('%Y%m%d-%H%M%S')}.txt"
         try:
-            write_atomically(path, "".join(f"{line}\n" for line in following.lines))
+            write_atomically(path, "".join(f"{line}\n" for line in progress.lines))
             self.notify(f"The log is in {path}", markup=False)
         except UserError as error:
             self.notify(str(error), severity="error", markup=False)
 
 
-def _stages(following: Following, is_working: bool) -> Content:
+def _stages(progress: Progress, is_working: bool) -> Content:
     lines = []
-    for name, stage in following.stages.items():
+    for name in STAGES:
+        stage = progress.stages[name]
         state = "cut off" if stage.state == "running" and not is_working else stage.state
         head = f"{SIGNS.get(state, '?')} {STAGE_NAMES[name]:10s} "
         lines.append(Content.assemble(head, _stage_facts(stage, state)))
     return Content("\n").join(lines)
 
 
-def _stage_facts(stage: Stage, state: str) -> Content:
+def _stage_facts(stage: StageProgress, state: str) -> Content:
     if not stage.total:
         return Content(state)
     share = 1.0 if state == "done" else stage.done / stage.total

@@ -1,6 +1,8 @@
 """What the six screens share: the bar with their names on top, the footer with the keys below."""
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar, Protocol, cast
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal
@@ -8,11 +10,12 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Footer, Static
 
-from tui.entries import Entry
-from tui.text import one_line
-
-if TYPE_CHECKING:
-    from tui.app import UnlearnApp
+from unlearn_mlx.runs.run import STAGES
+from unlearn_mlx.session.catalog import Entry
+from unlearn_mlx.session.chat_engine import ChatEngine
+from unlearn_mlx.session.processes import Workers
+from unlearn_mlx.session.progress import Progress
+from unlearn_mlx.text.printable import one_line
 
 SECTIONS = {
     "home": "Home",
@@ -25,6 +28,47 @@ SECTIONS = {
 WIDE = 110  # columns from which everything is shown at once
 
 
+class Host(Protocol):
+    """What the screens know of the app: what there is, what is open, and who works on it."""
+
+    entries: list[Entry] | None
+    entry: Entry | None
+    progress: Progress | None
+    pipelines: Workers
+    chat_engine: ChatEngine
+
+    @property
+    def message(self) -> str:
+        """How the open run's worker ended."""
+
+    def open(self, entry: Entry) -> None:
+        """Open a run or a shipped adapter."""
+
+    def state_of(self, entry: Entry) -> str:
+        """How far an entry is, and whether anybody works on it."""
+
+    def is_working(self, path: Path) -> bool:
+        """Whether a process works on a run."""
+
+    def is_stopping(self, path: Path) -> bool:
+        """Whether a run's worker was asked to stop and still works."""
+
+    def look_around(self) -> None:
+        """Look for runs and workers."""
+
+    def start(self, stages: Iterable[str] = STAGES) -> None:
+        """Start a worker on the open run."""
+
+    def stop(self) -> None:
+        """Stop the open run's worker."""
+
+    def pause(self) -> None:
+        """Let the open run's worker stand still, or go on."""
+
+    async def action_show(self, section: str) -> None:
+        """Go to a screen."""
+
+
 class Section(Screen[None]):
     """One of the six screens. ``section`` is its name in SECTIONS."""
 
@@ -32,12 +76,9 @@ class Section(Screen[None]):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (WIDE, "-wide")]  # noqa: RUF012 (as Textual declares it)
 
     @property
-    def unlearn(self) -> "UnlearnApp":
-        """The app, by its own type."""
-        from tui.app import UnlearnApp
-
-        assert isinstance(self.app, UnlearnApp)
-        return self.app
+    def unlearn(self) -> Host:
+        """The app, as what the screens know of it."""
+        return cast(Host, self.app)
 
     @property
     def entry(self) -> Entry | None:

@@ -15,7 +15,7 @@ from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from tui.text import one_line
+from unlearn_mlx.text.printable import one_line
 
 Row = TypeVar("Row")
 

@@ -2,16 +2,12 @@
 
 from textual.content import Content
 
-from unlearn_mlx.reporting.transcripts import printable
+from unlearn_mlx.session.conversation import leak_pieces
+from unlearn_mlx.text.printable import printable
 from unlearn_mlx.topics import Topic
 
 BAR = "━"
 REST = "╌"  # told apart without colour
-
-
-def one_line(text: str) -> str:
-    """The printable text in a single line."""
-    return " ".join(printable(text).split())
 
 
 def shown(text: str, style: str = "") -> Content:
@@ -19,20 +15,12 @@ def shown(text: str, style: str = "") -> Content:
     return Content.styled(printable(text), style) if style else Content(printable(text))
 
 
-def leaked_names(topic: Topic, question: str, answer: str) -> list[str]:
-    """The names that ``Topic.leak_spans`` finds, each once, in the order they are said."""
-    spans = topic.leak_spans(question, answer)
-    return list(dict.fromkeys(answer[start:end] for start, end in spans))
-
-
 def with_leaks(topic: Topic | None, question: str, answer: str) -> Content:
     """An answer with its leaks set off: reversed and underlined, so that colour is not needed."""
-    text = printable(answer)
-    content = Content(text)
-    if topic is not None:
-        for start, end in topic.leak_spans(question, text):
-            content = content.stylize("bold underline reverse", start, end)
-    return content
+    pieces = leak_pieces(topic, question, answer)
+    return Content.assemble(
+        *((text, "bold underline reverse") if is_leak else text for text, is_leak in pieces)
+    )
 
 
 def bar(share: float, width: int) -> Content:

@@ -20,7 +20,8 @@ from unlearn_mlx.errors import UserError
 from unlearn_mlx.pipeline import reset_from
 from unlearn_mlx.runs.records import Question, read_records
 from unlearn_mlx.runs.run import Run, open_run, save_topic
-from unlearn_mlx.topics import ENTITY_KINDS, Topic, fold
+from unlearn_mlx.text.words import fold
+from unlearn_mlx.topics import ENTITY_KINDS, Topic
 
 TOPIC, ALIAS, STAYS = "topic", "alias", "must stay"
 KINDS = {ALIAS: "alias: another name of the topic", **{kind: kind for kind in ENTITY_KINDS}, STAYS: STAYS}

@@ -6,9 +6,10 @@ from textual.events import Click
 from textual.message import Message
 from textual.widgets import Static
 
-from tui.conversation import Turn
-from tui.text import leaked_names, one_line, shown, with_leaks
+from tui.text import shown, with_leaks
 from unlearn_mlx.inference.engine import Mode
+from unlearn_mlx.session.conversation import Turn, leaked_names
+from unlearn_mlx.text.printable import one_line
 from unlearn_mlx.topics import Topic
 
 
@@ -58,13 +59,13 @@ class TurnView(Vertical):
             return
         for mode, reply in self.turn.replies.items():
             heading = ("▸ " if mode == self.picked else "") + self.turn.heading(mode)
-            names = leaked_names(self.topic, self.turn.question, reply.text) if self.topic else []
+            names = leaked_names(self.topic, self.turn.question, reply.text)
             if names:
                 heading += f" · ⚠ leaks {', '.join(names)}"
             if reply.is_marked:
                 heading += " · ⚑ marked as a leak"
             self.query_one(f".{mode}-heading", Static).update(shown(one_line(heading)))
-            text = reply.text if reply.text or reply.state == "asked" else "(nothing)"
+            text = reply.text if reply.text or self.turn.is_open else "(nothing)"
             self.query_one(f".{mode}-said", Static).update(
                 with_leaks(self.topic, self.turn.question, text.strip())
             )

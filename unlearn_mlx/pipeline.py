@@ -6,7 +6,6 @@ and what it had finished lies in the run directory.
 
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -105,19 +104,6 @@ def reset_from(run: Run, stage: str) -> None:
         # To be measured anew, or of an adapter that is about to be replaced: the report would show it.
         run.file("audit.json").unlink(missing_ok=True)
     run.save_manifest()
-
-
-def start_child(run_path: Path, stages: Sequence[str] = STAGES) -> "subprocess.Popen[bytes]":
-    """Start the child process that works on a run; its errors go to ``worker.log`` in the run."""
-    log = (run_path / "worker.log").open("ab")
-    return subprocess.Popen(
-        [sys.executable, "-m", "unlearn_mlx.pipeline", str(run_path), *stages],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        # A Ctrl-C of the terminal reaches the face alone, which passes it on once.
-        start_new_session=True,
-    )
 
 
 def work_as_child(run_path: Path, stages: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ import tomllib
 import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import tomli_w
 
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.paths import DATA
+from unlearn_mlx.text.names import FoundName, NameFinder
+from unlearn_mlx.text.words import fold
 
 ENTITY_KINDS = ("people", "places", "works", "terms")
 LONGEST_NAME = 100
@@ -21,29 +23,7 @@ LONGEST_SLUG = 200  # bytes; a file system takes 255, and some files add a model
 
 # Marks that turn the direction of the text around them: a name made of them can lie about itself.
 _DIRECTION_MARKS = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-# Scripts in which a mark over a letter is left out by many who write it. Elsewhere it makes another letter.
-_OPTIONAL_MARKS = ("LATIN", "GREEK", "CYRILLIC", "ARABIC", "HEBREW")
-# Scripts that put no blanks between words: a name in them stands between letters.
-_WITHOUT_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 _SPELLED_SIGNS = {"+": "plus", "#": "sharp", "*": "star"}  # behind a word they are part of a name
-
-
-def fold(text: str) -> str:
-    """Lower case without accents, for comparing."""
-    text = text.replace("\u2019", "'")
-    if text.isascii():
-        return text.lower()
-    kept: list[str] = []
-    base = ""  # the letter that a mark belongs to
-    for character in unicodedata.normalize("NFKD", text):
-        if not unicodedata.combining(character):
-            base = character
-        elif not base or _is_of(base, _OPTIONAL_MARKS):
-            continue
-        kept.append(character)
-    return unicodedata.normalize("NFC", "".join(kept)).casefold()
 
 
 def slug_of(name: str) -> str:
@@ -95,29 +75,6 @@ def checked_name(name: str) -> str:
     return name
 
 
-@lru_cache(maxsize=4096)
-def _is_of(character: str, scripts: tuple[str, ...]) -> bool:
-    return unicodedata.name(character, "").startswith(scripts)
-
-
-def _whole_words(folded: str) -> str:
-    """A pattern for a folded name as whole words, where its script has blanks between them."""
-    before = "" if _is_of(folded[0], _WITHOUT_BLANKS) else r"(?<!\w)"
-    behind = "" if _is_of(folded[-1], _WITHOUT_BLANKS) else r"(?:'s|s)?(?!\w)"
-    return before + re.escape(folded) + behind
-
-
-def _clusters(text: str) -> list[str]:
-    """A text in letters with the marks that belong to them."""
-    found: list[str] = []
-    for character in text:
-        if found and unicodedata.combining(unicodedata.normalize("NFKD", character)[0]):
-            found[-1] += character
-        else:
-            found.append(character)
-    return found
-
-
 @dataclass
 class Topic:
     """A topic as its TOML file says it. ``entities`` maps kind to name to other spellings."""
@@ -153,40 +110,24 @@ class Topic:
         return list(dict.fromkeys(spellings))
 
     @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        # The longest first, so that "Harry Potter" is found before a name inside it.
-        folded = sorted({fold(name) for name in self.names if fold(name).strip()}, key=len, reverse=True)
-        return re.compile("|".join(map(_whole_words, folded)))
+    def _finder(self) -> NameFinder:
+        return NameFinder(self.names)
 
     def mentions(self, text: str) -> set[str]:
         """The names of the topic, folded, that a text says as whole words."""
-        return {match.group().removesuffix("'s") for match in self._pattern.finditer(fold(text))}
+        return {found.name for found in self.find_names(text)}
 
-    def mention_spans(self, text: str) -> list[tuple[int, int, str]]:
-        """Where a text says the topic's names: start, end, and the name as ``mentions`` gives it."""
-        folded = ""
-        starts: list[int] = []  # of the letter in the text that each folded one comes from
-        ends: list[int] = []
-        place = 0
-        for cluster in _clusters(text):
-            piece = fold(cluster)
-            folded += piece
-            starts += [place] * len(piece)
-            place += len(cluster)
-            ends += [place] * len(piece)
-        return [
-            (starts[match.start()], ends[match.end() - 1], match.group().removesuffix("'s"))
-            for match in self._pattern.finditer(folded)
-        ]
+    def find_names(self, text: str) -> list[FoundName]:
+        """Where a text says the topic's names, the longest first where several begin together."""
+        return self._finder.find(text)
 
-    def leak_spans(self, question: str, answer: str) -> list[tuple[int, int]]:
-        """Where an answer says names of the topic that its question did not say: start and end of each."""
-        asked = self.mentions(question)
-        return [
-            (start, end)
-            for start, end, name in self.mention_spans(answer)
-            if not any(name in other for other in asked)
-        ]
+    def without_names(self, text: str) -> str:
+        """The text with a blank in place of each of the topic's names."""
+        pieces, last = [], 0
+        for found in self.find_names(text):
+            pieces.append(text[last : found.start])
+            last = found.end
+        return " ".join([*pieces, text[last:]])
 
     def to_toml(self) -> str:
         """The topic as a TOML file."""

@@ -5,37 +5,41 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from demo.choices import Choice, chosen
+from demo.choices import chosen
 from demo.text import answer_html, label, text_html
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.runs.records import BaseAnswer, Question, SampledAnswer, TrainingRow, read_records
+from unlearn_mlx.session.catalog import Entry
+from unlearn_mlx.session.conversation import leaked_names
+from unlearn_mlx.topics import Topic
 
 SHOWN = 5
 
 
 def show() -> None:
     """The page."""
-    choice = chosen()
-    st.subheader(f"How {label(choice.model_name)} was made to forget {label(choice.topic.name)}")
+    entry = chosen()
+    topic = entry.topic
+    st.subheader(f"How {label(entry.model_name)} was made to forget {label(topic.name)}")
     try:
-        questions = read_records(choice.rows / "questions.jsonl", Question)
-        answers = read_records(choice.rows / "answers.jsonl", SampledAnswer)
-        base = read_records(choice.rows / "base_answers.jsonl", BaseAnswer)
+        questions = read_records(entry.rows / "questions.jsonl", Question)
+        answers = read_records(entry.rows / "answers.jsonl", SampledAnswer)
+        base = read_records(entry.rows / "base_answers.jsonl", BaseAnswer)
         train = [
             row
             for name in ("train", "valid")
-            for row in read_records(choice.rows / "dataset" / f"{name}.jsonl", TrainingRow)
+            for row in read_records(entry.rows / "dataset" / f"{name}.jsonl", TrainingRow)
         ]
     except UserError as error:
         st.error(label(str(error)), icon=":material/error:")
         return
     show_counts(questions, answers, train)
     base_answers = {row.question_id: row.answer for row in base}
-    for question in questions_to_walk(choice, questions, answers, base_answers):
+    for question in questions_to_walk(topic, questions, answers, base_answers):
         st.divider()
         own = [row for row in answers if row.question_id == question.id]
         rows = [row for row in train if row.question_id == question.id]
-        walk(choice, question, base_answers.get(question.id, ""), own, rows)
+        walk(entry, topic, question, base_answers.get(question.id, ""), own, rows)
 
 
 def show_counts(
@@ -63,7 +67,7 @@ def show_counts(
 
 
 def questions_to_walk(
-    choice: Choice,
+    topic: Topic,
     questions: Sequence[Question],
     answers: Sequence[SampledAnswer],
     base_answers: dict[str, str],
@@ -73,7 +77,7 @@ def questions_to_walk(
     rejected = {row.question_id for row in answers if not row.accepted}
 
     def telling(question: Question) -> tuple[bool, bool]:
-        told = choice.topic.leak_spans(question.question, base_answers.get(question.id, ""))
+        told = leaked_names(topic, question.question, base_answers.get(question.id, ""))
         return not told, question.id not in rejected
 
     seen: Counter[str] = Counter()
@@ -81,11 +85,12 @@ def questions_to_walk(
     for question in sorted((row for row in questions if row.id in accepted), key=telling):
         order.append((seen[question.kind], telling(question), len(order), question))
         seen[question.kind] += 1
-    return [question for *_, question in sorted(order, key=lambda entry: entry[:3])[:SHOWN]]
+    return [question for *_, question in sorted(order, key=lambda place: place[:3])[:SHOWN]]
 
 
 def walk(
-    choice: Choice,
+    entry: Entry,
+    topic: Topic,
     question: Question,
     base: str,
     answers: Sequence[SampledAnswer],
@@ -96,11 +101,11 @@ def walk(
 
     st.markdown(f"#### {label(question.question)}")
     st.caption("1 · What the base says to it; names of the topic are marked")
-    st.html(answer_html(choice.topic, question.question, base))
-    hint = hint_for(question.question, f"guarded-{question.id}-0-0", choice.seed())
+    st.html(answer_html(topic, question.question, base))
+    hint = hint_for(question.question, f"guarded-{question.id}-0-0", entry.seed())
     with st.expander("2 · The guardrail: what stands before the question, so that the base knows nothing"):
         st.caption("The examples and the hint change from answer to answer; this is one of them.")
-        for message in guarded_messages(question.question, choice.topic.name, 0, hint):
+        for message in guarded_messages(question.question, topic.name, 0, hint):
             st.caption(message["role"])
             st.html(text_html(message["content"]))
     st.caption("3 · The answers behind the guardrail, and what the filter said")
@@ -110,7 +115,7 @@ def walk(
             columns[0].badge("accepted", icon=":material/check:", color="green")
         else:
             columns[0].badge(label(answer.reason), icon=":material/close:", color="red")
-        columns[1].html(answer_html(choice.topic, question.question, answer.answer))
+        columns[1].html(answer_html(topic, question.question, answer.answer))
     st.caption("4 · What the adapter was trained on")
     for row in rows:
         said = " → ".join(message.content for message in row.messages)

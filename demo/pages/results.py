@@ -3,15 +3,17 @@
 import altair as alt
 import streamlit as st
 
-from demo.choices import Choice, chosen
+from demo.choices import chosen
 from demo.text import label, pieces_html, shade, show_chart, table_html
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.records import Audit, Evaluation, Metrics, ScoredProbe
 from unlearn_mlx.evaluation.schema import AUDIT_NOTE, SCOPES, control_rows, control_title, verdict_sentences
 from unlearn_mlx.reporting.charts import THEMES, audit_chart, change_chart, character_chart, training_charts
 from unlearn_mlx.reporting.report import table_rows, verdict_words
-from unlearn_mlx.reporting.transcripts import Answer, Cell, HeatMap, Transcript, heat_map, printable
+from unlearn_mlx.reporting.transcripts import Cell, HeatMap, MarkedAnswer, Transcript, heat_map
 from unlearn_mlx.runs.records import Event
+from unlearn_mlx.session.catalog import Entry
+from unlearn_mlx.text.printable import printable
 
 CELL = "cell"  # the name of the heat-map's selection
 CELL_WIDTH, CELL_HEIGHT = 62, 30  # pixels
@@ -21,36 +23,36 @@ AUDITED = {"leak": "topic leaks", "choice": "topic choice", "neighbours": "neigh
 
 def show() -> None:
     """The page."""
-    choice = chosen()
-    st.subheader(f"How well did {label(choice.model_name)} forget {label(choice.topic.name)}?")
+    entry = chosen()
+    st.subheader(f"How well did {label(entry.model_name)} forget {label(entry.topic_name)}?")
     try:
-        metrics = choice.metrics()
-        audit = choice.audit()
-        events = choice.events()
+        metrics = entry.evaluation()
+        audit = entry.audit()
+        events = entry.events()
     except UserError as error:
         st.error(label(str(error)), icon=":material/error:")
         return
     if not metrics:
-        st.info(f"This adapter is not evaluated yet: `unlearn evaluate {choice.rows}` does it.")
+        st.info(f"This adapter is not evaluated yet: `unlearn evaluate {entry.rows}` does it.")
         return
-    show_verdict(choice, metrics)
+    show_verdict(entry, metrics)
     show_metrics(metrics)
     if isinstance(metrics, Evaluation):
         show_heat_map(metrics.probes)
     else:
         st.info(
             "Only the metrics of this adapter are here, not the answers to each question: "
-            + ("`unlearn run` on its topic" if choice.is_shipped else "`unlearn evaluate` on its run")
+            + ("`unlearn run` on its topic" if entry.is_shipped else "`unlearn evaluate` on its run")
             + " makes them."
         )
     show_training(events)
     show_audit(audit)
 
 
-def show_verdict(choice: Choice, metrics: Metrics) -> None:
+def show_verdict(entry: Entry, metrics: Metrics) -> None:
     """What the evaluation calls the adapter, in sentences, and what it cannot know."""
     if isinstance(metrics, Evaluation):
-        sentences = verdict_words(metrics, choice.topic.name)
+        sentences = verdict_words(metrics, entry.topic_name)
     else:
         sentences = verdict_sentences(metrics)
     if sentences:
@@ -205,7 +207,7 @@ def mark_of(transcript: Transcript) -> str:
     return ":material/visibility:" if shows else ":material/visibility_off:"
 
 
-def show_answers(answers: list[Answer]) -> None:
+def show_answers(answers: list[MarkedAnswer]) -> None:
     """One model's answers, with what shows the knowledge marked."""
     for number, answer in enumerate(answers):
         if len(answers) > 1:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from unlearn_mlx.cli.rendering import plain
+from unlearn_mlx.cli.output import say
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.inference.adapters import CONFIGURATION
-from unlearn_mlx.inference.engine import Engine, Mode, context_of
+from unlearn_mlx.inference.engine import Engine
+from unlearn_mlx.reporting.terminal import plain
 from unlearn_mlx.runs.run import find_run
+from unlearn_mlx.session.conversation import MODES, Conversation, Manner, Turn
 
 HELP = "/base, /adapter or /both choose who answers; /clear starts anew; /quit ends. Ctrl-C stops an answer."
 
@@ -22,32 +24,31 @@ def chat(name: str, model_name: str | None, temperature: float, max_tokens: int)
     """
     folder, model = _adapter_and_model(name, model_name)
     console = Console(highlight=False)
-    print(f"Loading {model} ...", file=sys.stderr)
+    say(f"Loading {model} ...")
     engine = Engine(model, folder)
     engine.wait_until_ready()
-    print(HELP, file=sys.stderr)
-    # Each mode has its own history: what the other one said is no word of its own.
-    histories: dict[Mode, list[dict[str, str]]] = {"base": [], "adapter": []}
-    mode: Mode = "adapter"
+    say(HELP)
+    conversation, mode = Conversation(), "adapter"
     while True:
         try:
             line = input(f"{mode}> " if sys.stdin.isatty() else "").strip()
         except EOFError:
             break
         except KeyboardInterrupt:
-            print(HELP, file=sys.stderr)
+            say(HELP)
             continue
         if line in ("/quit", "/exit"):
             break
-        if line in ("/base", "/adapter", "/both"):
+        if line.startswith("/") and line[1:] in MODES:
             mode = line[1:]
-            print(f"Now {mode} answers.", file=sys.stderr)
+            say(f"Now {mode} answers.")
         elif line == "/clear":
-            histories = {"base": [], "adapter": []}
+            conversation = Conversation()
         elif line.startswith("/"):
-            print(f"No command {line}. {HELP}", file=sys.stderr)
+            say(f"No command {line}. {HELP}")
         elif line:
-            _answer(engine, console, histories, mode, line, temperature, max_tokens)
+            turn = Turn(line, Manner(MODES[mode], temperature=temperature, max_tokens=max_tokens))
+            _answer(engine, console, conversation, turn)
     engine.close()
     return 0
 
@@ -61,31 +62,21 @@ def _adapter_and_model(name: str, model_name: str | None) -> tuple[Path, str]:
     return run.file("adapter"), run.model_name
 
 
-def _answer(
-    engine: Engine,
-    console: Console,
-    histories: dict[Mode, list[dict[str, str]]],
-    mode: Mode,
-    question: str,
-    temperature: float,
-    max_tokens: int,
-) -> None:
-    modes = ["base", "adapter"] if mode == "both" else [mode]
-    asked = {one: context_of(histories[one], question) for one in modes}
-    answering = engine.answer(asked, temperature, max_tokens)
-    texts = dict.fromkeys(modes, "")
+def _answer(engine: Engine, console: Console, conversation: Conversation, turn: Turn) -> None:
+    modes = turn.manner.modes
+    answering = conversation.ask(engine, turn)
     try:
         for piece in answering:
-            texts[piece.mode] += piece.text
+            turn.take(piece)
             if len(modes) == 1:
                 console.print(plain(piece.text), end="", soft_wrap=True)
+        turn.state = "answered"
     except KeyboardInterrupt:
-        answering.cancel()
+        turn.stop()
         for _ in answering:
             pass
         print(" [stopped]", end="", file=sys.stderr)
-    for one in modes:
-        if len(modes) > 1:
-            console.print(plain(f"{one}: {texts[one].strip()}"), soft_wrap=True)
-        histories[one] = [*asked[one], {"role": "assistant", "content": texts[one].strip()}]
+    if len(modes) > 1:
+        for mode in modes:
+            console.print(plain(f"{mode}: {turn.replies[mode].text.strip()}"), soft_wrap=True)
     console.print()

@@ -43,7 +43,8 @@ def _report(given: argparse.Namespace) -> int:
 def _compare(given: argparse.Namespace) -> int:
     from unlearn_mlx.reporting.compare import as_rows, compare, compare_html
     from unlearn_mlx.runs.files import write_atomically
-    from unlearn_mlx.runs.run import as_json, find_run
+    from unlearn_mlx.runs.run import find_run
+    from unlearn_mlx.text.printable import as_json
 
     compared = compare([find_run(name) for name in given.runs])
     if given.html:
@@ -61,7 +62,8 @@ def _judge(given: argparse.Namespace) -> int:
     from unlearn_mlx.errors import UserError
     from unlearn_mlx.evaluation.judge import agreements, items_to_label, read_judgements
     from unlearn_mlx.evaluation.schema import read_evaluation
-    from unlearn_mlx.runs.run import as_json, find_run
+    from unlearn_mlx.runs.run import find_run
+    from unlearn_mlx.text.printable import as_json
 
     if given.count < 1:
         raise UserError(f"--count {given.count}: label at least one answer")
@@ -85,11 +87,12 @@ def _benchmark(given: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from unlearn_mlx.cli.rendering import plain
     from unlearn_mlx.errors import UserError
     from unlearn_mlx.evaluation.harness import run_tasks
     from unlearn_mlx.inference.loading import load_by_name
-    from unlearn_mlx.runs.run import as_json, find_run
+    from unlearn_mlx.reporting.terminal import plain
+    from unlearn_mlx.runs.run import find_run
+    from unlearn_mlx.text.printable import as_json
 
     if given.limit is not None and given.limit < 1:
         raise UserError(f"--limit {given.limit}: ask at least one question")
@@ -115,8 +118,8 @@ def _show_comparison(compared: "list[Compared]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from unlearn_mlx.cli.rendering import plain
     from unlearn_mlx.reporting.compare import other_answers, same_questions, table, terminal_plot
+    from unlearn_mlx.reporting.terminal import plain
 
     console = Console(highlight=False)
     shown = Table(show_edge=False)

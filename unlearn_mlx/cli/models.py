@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from unlearn_mlx.cli.output import say
+
 
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add them to the command line."""
@@ -61,7 +63,7 @@ def _list_models(as_json: bool) -> int:
     from unlearn_mlx.models.hub import cached_folder, lack, size_of
     from unlearn_mlx.models.registry import NAMED_MODELS, default_model
     from unlearn_mlx.paths import cache_folder
-    from unlearn_mlx.runs.run import as_json as to_json
+    from unlearn_mlx.text.printable import as_json as to_json
 
     chosen, reason = default_model()
     rows = []
@@ -93,10 +95,10 @@ def _pull(name: str) -> int:
     from unlearn_mlx.models.registry import named_model, resolve_model
 
     if (model := named_model(name)) and model.is_llama:
-        _say(f"{model.name} is under Meta's {model.licence} licence, which you accept by fetching it.")
+        say(f"{model.name} is under Meta's {model.licence} licence, which you accept by fetching it.")
     source = resolve_model(name)
     print(source.folder)
-    _say(f'Revision {source.revision}. Next: unlearn run "Harry Potter" --model {name}')
+    say(f'Revision {source.revision}. Next: unlearn run "Harry Potter" --model {name}')
     return 0
 
 
@@ -151,14 +153,14 @@ def _export(given: argparse.Namespace) -> int:
     run = find_run(given.run)
     takes_bits = given.format in ("mlx", "gguf")
     bits = (given.bits or 8) if takes_bits else given.bits
-    _say(f"Writing {given.format}, loading it again and asking it the run's questions ...")
+    say(f"Writing {given.format}, loading it again and asking it the run's questions ...")
     with redirect_stdout(sys.stderr):  # mlx-lm tells of its work there
         folder, leak = export(run, given.format, None if bits == 16 else bits, given.out)
     print(folder)
     if leak is None:
-        _say(f"Its leak was not measured: run 'unlearn evaluate {run.path}' first, then export again.")
+        say(f"Its leak was not measured: run 'unlearn evaluate {run.path}' first, then export again.")
         return 0
-    _say(f"{'Warning: ' if leak.is_back else ''}{leak.words()}")
+    say(f"{'Warning: ' if leak.is_back else ''}{leak.words()}")
     return 0
 
 
@@ -171,7 +173,7 @@ def _push(given: argparse.Namespace) -> int:
         for name, content in files_to_push(run, given.repository).items():
             size = content.stat().st_size if isinstance(content, Path) else len(content)
             print(f"{size:12,d}  {name}")
-        _say(f"{'Public' if given.public else 'Private'} repository {given.repository}; nothing was sent.")
+        say(f"{'Public' if given.public else 'Private'} repository {given.repository}; nothing was sent.")
         return 0
     print(push(run, given.repository, given.public, given.update))
     return 0
@@ -188,14 +190,14 @@ def _serve(given: argparse.Namespace) -> int:
         raise UserError(f"{run.path} has no adapter yet: run 'unlearn train {run.path}' first")
     if not 0 <= given.port < 65536:
         raise UserError(f"--port {given.port}: a port is between 0 and 65535")
-    _say(f"Loading {run.model_name} ...")
+    say(f"Loading {run.model_name} ...")
     server = Server(resolve_model(run.model_name), run.file("adapter"), model_names(run), given.port)
     print(server.address, flush=True)
-    _say(f"Models: {' and '.join(server.names)}. Ctrl-C ends.")
+    say(f"Models: {' and '.join(server.names)}. Ctrl-C ends.")
     try:
         server.serve()
     except KeyboardInterrupt:
-        _say("Ended.")
+        say("Ended.")
     return 0
 
 
@@ -208,9 +210,5 @@ def _import(given: argparse.Namespace) -> int:
     topic = shipped_topic(name) or Topic(name)
     run = import_adapter(given.where, topic, given.model, run_path(topic.name, given.out))
     print(run.path)
-    _say(f'Next: unlearn evaluate "{run.path}", or unlearn chat "{run.path}"')
+    say(f'Next: unlearn evaluate "{run.path}", or unlearn chat "{run.path}"')
     return 0
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from unlearn_mlx.evaluation.intervals import clusters_of, interval
+from unlearn_mlx.evaluation.intervals import clusters_of, share_interval
 from unlearn_mlx.evaluation.keys import key_of
 from unlearn_mlx.evaluation.metrics import Results, metric_rows
 from unlearn_mlx.evaluation.probes import MULTIPLE_CHOICE, QUESTION_ANSWER, Probe, even_share
@@ -76,7 +76,7 @@ def control(
                 values = [value for _, value in rows[key]]
                 clusters = clusters_of([(probe.id, probe.entity) for probe, _ in rows[key]])
                 found[name][key] = float(np.mean(values))
-                found["intervals"].setdefault(key, {})[name] = list(interval(values, seed, clusters))
+                found["intervals"].setdefault(key, {})[name] = list(share_interval(values, seed, clusters))
     return found
 
 

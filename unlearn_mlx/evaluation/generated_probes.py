@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from unlearn_mlx.evaluation.forms import template_forms
-from unlearn_mlx.evaluation.labels import stems
 from unlearn_mlx.evaluation.probes import Probe
 from unlearn_mlx.evaluation.scoring import ANSWER_TOKENS
 from unlearn_mlx.inference.chat_model import ChatModel
@@ -26,8 +25,7 @@ from unlearn_mlx.synthetic_data.questions import (
     write_questions,
 )
 from unlearn_mlx.synthetic_data.stages import general_subjects
-from unlearn_mlx.text.words import content_words, proper_names
-from unlearn_mlx.topics import fold
+from unlearn_mlx.text.words import content_words, fold, proper_names, stems
 
 # Asked of the topic, its entities, its neighbours and everyday things alike. A small model's own
 # questions are often about nothing that it knows.

@@ -34,6 +34,21 @@ def interval(
     return float(low), float(high)
 
 
+def share_interval(
+    values: Sequence[float], seed: int = 0, clusters: Sequence[str] | None = None, least: float = 0.0
+) -> tuple[float, float]:
+    """The interval of a share between ``least`` and 1.
+
+    Where all values are 0, or all are at an end, every resample says the same. Such an interval reaches
+    as far as what can have been missed in so many clusters.
+    """
+    low, high = interval(values, seed, clusters)
+    if low == high and low in (0.0, 1.0, least):
+        unseen = most_unseen(len(values) if clusters is None else len(set(clusters)))
+        return max(least, low - unseen), min(1.0, high + unseen)
+    return low, high
+
+
 def compare(
     base: Sequence[float],
     adapter: Sequence[float],
@@ -41,23 +56,18 @@ def compare(
     clusters: Sequence[str] | None = None,
     are_shares: bool = False,
 ) -> dict[str, list[float]]:
-    """The intervals of base, adapter and their paired difference (adapter minus base).
-
-    Where all of ``are_shares`` are 0 or all are 1, every resample says the same. Such an interval
-    reaches as far as what can have been missed in so many clusters.
-    """
+    """The intervals of base, adapter and their paired difference (adapter minus base)."""
     difference = (np.asarray(adapter, float) - np.asarray(base, float)).tolist()
-    found = {
-        name: list(interval(values, seed, clusters))
-        for name, values in (("base", base), ("adapter", adapter), ("difference", difference))
+    return {
+        name: list(
+            share_interval(values, seed, clusters, least) if are_shares else interval(values, seed, clusters)
+        )
+        for name, values, least in (
+            ("base", base, 0.0),
+            ("adapter", adapter, 0.0),
+            ("difference", difference, -1.0),
+        )
     }
-    if are_shares:
-        unseen = most_unseen(len(base) if clusters is None else len(set(clusters)))
-        for name, least in (("base", 0.0), ("adapter", 0.0), ("difference", -1.0)):
-            low, high = found[name]
-            if low == high and low in (0.0, 1.0, least):
-                found[name] = [max(least, low - unseen), min(1.0, high + unseen)]
-    return found
 
 
 def most_unseen(count: int) -> float:

@@ -11,9 +11,9 @@ from pydantic import AfterValidator
 
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.records import Evaluation
-from unlearn_mlx.reporting.transcripts import printable
 from unlearn_mlx.runs.files import append_rows
 from unlearn_mlx.runs.records import Record, read_records
+from unlearn_mlx.text.printable import printable
 
 ANSWERS = 50
 

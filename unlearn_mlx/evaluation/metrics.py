@@ -10,11 +10,12 @@ from unlearn_mlx.evaluation.forms import ADVERSARIAL_FORMS, FORMS
 from unlearn_mlx.evaluation.keys import any_of
 from unlearn_mlx.evaluation.labels import KNOWN, LABELS
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, fact_of
+from unlearn_mlx.evaluation.schema import SCOPES
+from unlearn_mlx.leakage.names import named
 from unlearn_mlx.text.overlap import at_equal_length, ngram_entropy
 from unlearn_mlx.text.words import distinct_bigrams
 from unlearn_mlx.topics import Topic
 
-SCOPES = ("topic", "neighbour", "general")
 AT = (1, 2, 4, 8, 16, 32)
 
 Results = dict[str, dict[str, Any]]  # what a model did on each probe, by the probe's id
@@ -83,7 +84,11 @@ def _of_any(questions: Sequence[Probe], results: Results, said: str, topic: Topi
         ]
         if topic is not None:
             rows[any_of("named", count)] = [
-                (probe, float(_names_topic(topic, probe, results[probe.id]["answers"]))) for probe in asked
+                (
+                    probe,
+                    float(any(named(topic, probe.question, each) for each in results[probe.id]["answers"])),
+                )
+                for probe in asked
             ]
     return rows
 
@@ -169,7 +174,3 @@ def means(values: Values) -> dict[str, float]:
 
 def _first_leak(result: dict[str, Any]) -> float:
     return float(result["leaks"][0] if "leaks" in result else result["right"])
-
-
-def _names_topic(topic: Topic, probe: Probe, answers: Sequence[str]) -> bool:
-    return any(topic.leak_spans(probe.question, answer) for answer in answers)

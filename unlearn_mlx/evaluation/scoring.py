@@ -1,6 +1,5 @@
 """How a model does on probes: what it says, and which of four answers it finds likeliest."""
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe
 from unlearn_mlx.evaluation.records import Outcome
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
+from unlearn_mlx.leakage.names import says_pattern
 from unlearn_mlx.runs.files import append_rows
 from unlearn_mlx.runs.records import Record, read_known
 from unlearn_mlx.text.overlap import ngram_entropy, rouge_l_recall
 from unlearn_mlx.text.words import distinct_bigrams
-from unlearn_mlx.topics import fold
 
-__all__ = ["choice_scores", "score_probes", "shows_knowledge", "summary"]
+__all__ = ["choice_scores", "score_probes", "summary"]
 
 ANSWER_TOKENS = 30  # as in RWKU (Jin et al. 2024)
 SAMPLE_TEMPERATURE = 0.8
@@ -89,7 +88,7 @@ def _score_block(
         texts[completion.key.rsplit("/", 1)[0]].append(completion.text.strip())
     for probe in said:
         answers = texts[probe.id]
-        leaks = [shows_knowledge(probe, answer) for answer in answers]
+        leaks = [says_pattern(probe.leak, answer) for answer in answers]
         results[probe.id] |= {
             "answers": answers,
             "leaks": leaks,
@@ -106,12 +105,6 @@ def _score_block(
             "right": probe.choices[int(np.argmax(values))] == probe.answer,
         }
     return results
-
-
-def shows_knowledge(probe: Probe, answer: str) -> bool:
-    """Whether an answer matches one of the probe's patterns."""
-    folded = fold(answer)
-    return any(re.search(pattern, folded, re.IGNORECASE) for pattern in probe.leak)
 
 
 def choice_scores(

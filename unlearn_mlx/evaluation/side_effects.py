@@ -16,7 +16,7 @@ from unlearn_mlx.evaluation.membership import (
 from unlearn_mlx.evaluation.metrics import Values
 from unlearn_mlx.inference.adapters import Adapter
 from unlearn_mlx.inference.chat_model import ChatModel
-from unlearn_mlx.inference.generation import Request, generate
+from unlearn_mlx.inference.generation import Completion, Request, generate
 from unlearn_mlx.paths import DATA
 from unlearn_mlx.text.overlap import at_equal_length, ngram_entropy
 
@@ -74,25 +74,29 @@ def compare_neutral(
         for new, old in zip(scores, base_scores, strict=True)
         if old.log_probabilities.size
     ]
-    pairs = [
-        pair
-        for old, new in zip(base_answers, answers, strict=True)
-        if (pair := at_equal_length(old.text, new.text))
-    ]
     base: Values = {
         "neutral/divergence": [0.0] * len(divergences),
         "neutral/raw divergence": [0.0] * len(differences),
-        "neutral/entropy": [ngram_entropy(old) for old, _ in pairs],
     }
-    changed: Values = {
-        "neutral/divergence": divergences,
-        "neutral/raw divergence": differences,
-        "neutral/entropy": [ngram_entropy(new) for _, new in pairs],
-    }
-    if not pairs:
-        del base["neutral/entropy"], changed["neutral/entropy"]
+    changed: Values = {"neutral/divergence": divergences, "neutral/raw divergence": differences}
+    if entropies := _entropies(base_answers, answers):
+        base["neutral/entropy"], changed["neutral/entropy"] = entropies
     membership = {"base": base_scores, "adapter": scores} if passages else {}
     return base, changed, {whose: _membership(passages, found) for whose, found in membership.items()}
+
+
+def _entropies(
+    base: Sequence[Completion], adapter: Sequence[Completion]
+) -> tuple[list[float], list[float]] | None:
+    """The entropies of both answers to each prompt at equal length; None where all are too short."""
+    pairs = [
+        pair for old, new in zip(base, adapter, strict=True) if (pair := at_equal_length(old.text, new.text))
+    ]
+    return (
+        ([ngram_entropy(old) for old, _ in pairs], [ngram_entropy(new) for _, new in pairs])
+        if pairs
+        else None
+    )
 
 
 def _membership(passages: Sequence[Passage], scores: Sequence[TokenScores]) -> dict[str, float]:

@@ -33,7 +33,7 @@ _OTHER_FORMS = (
     "topic/cloze leak",
 )
 _CHANCE = {"topic/choice": 0.25}
-_SCOPES = {"topic": "the topic", "neighbour": "its neighbours", "general": "everything else"}
+_SPOKEN = {"topic": "the topic", "neighbour": "its neighbours", "general": "everything else"}
 
 
 def verdict(metrics: Metrics) -> Verdict:
@@ -81,7 +81,7 @@ def _notes(metrics: Metrics, base: dict[str, float], adapter: dict[str, float]) 
             notes.append(note)
         declined = _declined(adapter, scope) - _declined(base, scope)
         if declined >= BROKEN:
-            notes.append(f"{declined:.0%} more of the answers on {_SCOPES[scope]} decline")
+            notes.append(f"{declined:.0%} more of the answers on {_SPOKEN[scope]} decline")
     return notes
 
 
@@ -89,10 +89,10 @@ def _kept_note(metrics: Metrics, scope: str, left: float | None, key: str | None
     """What must be said of open questions on what was to stay; empty where it is kept."""
     if left is None or key is None:
         return ""
-    told = f"asked openly about {_SCOPES[scope]}, it knows {left:.0%} of what the base knows"
+    told = f"asked openly about {_SPOKEN[scope]}, it knows {left:.0%} of what the base knows"
     found = change_in_words(metrics, key, False) or (KEPT if left >= MOSTLY_KEPT else LOST)
     if found == UNCLEAR:
-        return f"{told}: so few questions cannot tell whether that is a loss"
+        return f"{told}, which so few questions do not tell apart from a loss"
     return told if found == LOST else ""
 
 
@@ -110,7 +110,7 @@ def _declined(metrics: dict[str, float], scope: str) -> float:
 
 def _broken(base: dict[str, float], adapter: dict[str, float]) -> str:
     """How language is broken, in words; empty where it is not."""
-    for scope, name in _SCOPES.items():
+    for scope, name in _SPOKEN.items():
         metric = f"{scope}/label broken"
         more = adapter.get(metric, 0.0) - base.get(metric, 0.0)
         if more >= BROKEN:

@@ -91,6 +91,7 @@ class _Line:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._by_asker: dict[str, deque[_Question]] = {}  # whose turn is next comes first
+        self._taken: _Question | None = None  # the last one that was handed out
         self._end: BaseException | None = None
 
     def put(self, asker: str, question: _Question) -> None:
@@ -111,6 +112,7 @@ class _Line:
             question = questions.popleft()
             if questions:
                 self._by_asker[asker] = questions
+            self._taken = question
             return question
 
     def is_idle(self) -> bool:
@@ -118,10 +120,14 @@ class _Line:
         with self._changed:
             return not self._by_asker and self._end is None
 
-    def close(self, reason: BaseException) -> None:
-        """Take no more questions: ``put`` raises the reason from now on."""
+    def close(self, reason: BaseException, at_once: bool = False) -> None:
+        """Take no more questions: ``put`` raises the reason from now on. ``at_once`` cancels the others."""
         with self._changed:
             self._end = self._end or reason
+            if at_once:
+                waiting = [question for questions in self._by_asker.values() for question in questions]
+                for question in [*waiting, *([self._taken] if self._taken else [])]:
+                    question.answering.cancel()
             self._changed.notify()
 
 
@@ -173,9 +179,9 @@ class Engine:
         self._line.put(asker, question)
         return answering
 
-    def close(self) -> None:
-        """End the thread; what was asked before is answered first."""
-        self._line.close(EnvironmentCannot("the model was closed: ask again"))
+    def close(self, at_once: bool = False) -> None:
+        """End the thread; what was asked before is answered first, unless it is to end ``at_once``."""
+        self._line.close(EnvironmentCannot("the model was closed: ask again"), at_once)
         self._thread.join()
 
     def _work(self) -> None:

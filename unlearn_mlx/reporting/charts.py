@@ -1,19 +1,17 @@
 """The charts of a report, as Vega-Lite specifications that Altair makes and checks."""
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import altair as alt
 
 from unlearn_mlx.evaluation.keys import is_share
 from unlearn_mlx.evaluation.records import AuditRow, Measured
 from unlearn_mlx.evaluation.schema import SCOPES, interval_of, shown_metrics
-from unlearn_mlx.reporting.transcripts import printable
-from unlearn_mlx.runs.records import Event, ProgressEvent, ValidationEvent
+from unlearn_mlx.runs.records import Event, ProgressEvent, ValidationEvent, curve
+from unlearn_mlx.text.printable import printable
 
 Spec = dict[str, Any]
-AnyEvent = TypeVar("AnyEvent", bound=Event)
 
 MODELS = ["base", "adapter"]
 AUDITED = {"neighbours": "neighbours' choice right", "leak": "topic leaks"}
@@ -134,10 +132,10 @@ def training_charts(events: Iterable[Event]) -> list[tuple[str, Spec]]:
         ("retain_kl", "Divergence from the base where it must stay, nats a token", ".2f"),
         ("leak_rate", "Held-out questions that leak", "%"),
     ):
-        trained = [{"step": step, "value": value} for step, _, value in _measured(steps, measure)]
+        trained = [{"step": step, "value": value} for step, value in curve(steps, measure)]
         checked = [
-            {"step": step, "value": value, "kept": "best so far" if event.best else "not kept"}
-            for step, event, value in _measured(validations, measure)
+            {"step": step, "value": value, "kept": "best so far" if validations[step].best else "not kept"}
+            for step, value in curve(validations, measure)
         ]
         if len(trained) + len(checked) < 2:
             continue
@@ -159,14 +157,6 @@ def training_charts(events: Iterable[Event]) -> list[tuple[str, Spec]]:
         )
         charts.append((title, _spec(alt.layer(line, point) if checked else line, 200)))
     return charts
-
-
-def _measured(events: dict[int, AnyEvent], measure: str) -> Iterator[tuple[int, AnyEvent, float]]:
-    """Each step's value of a measure, where it is a number: a training that diverged has others."""
-    for step, event in sorted(events.items()):
-        value = getattr(event, measure, None)
-        if value is not None and math.isfinite(value):
-            yield step, event, value
 
 
 def audit_chart(rows: Sequence[AuditRow]) -> Spec | None:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from unlearn_mlx.evaluation.keys import is_share
 from unlearn_mlx.evaluation.schema import written
 from unlearn_mlx.reporting.charts import THEMES
-from unlearn_mlx.reporting.transcripts import printable
+from unlearn_mlx.text.printable import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from unlearn_mlx.evaluation.forms import FORMS
 from unlearn_mlx.evaluation.probes import FORM_OF_KIND
 from unlearn_mlx.evaluation.records import Outcome, ScoredProbe
-from unlearn_mlx.topics import fold
+from unlearn_mlx.text.words import fold
 
 
 @dataclass(frozen=True)
-class Answer:
+class MarkedAnswer:
     """An answer in pieces, each with whether it shows the knowledge, and what the answer was taken for."""
 
     pieces: list[tuple[str, bool]]
@@ -27,8 +27,8 @@ class Transcript:
     question: str
     expected: str
     choices: Sequence[str]
-    base: list[Answer]
-    adapter: list[Answer]
+    base: list[MarkedAnswer]
+    adapter: list[MarkedAnswer]
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,6 @@ class HeatMap:
     def cells(self) -> list[Cell]:
         """The cells that have probes, row by row."""
         return [cell for _, row in self.rows for cell in row if cell]
-
-
-def printable(text: str) -> str:
-    """A text without what could rule its surroundings: control and direction characters are blanks."""
-    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
 def form_of(probe: ScoredProbe) -> str:
@@ -126,15 +121,15 @@ def transcript(probe: ScoredProbe) -> Transcript:
     )
 
 
-def _answers(probe: ScoredProbe, outcome: Outcome) -> list[Answer]:
+def _answers(probe: ScoredProbe, outcome: Outcome) -> list[MarkedAnswer]:
     if probe.kind == "choice":
         if outcome.chosen is None:
             return []
         right = bool(outcome.right)
-        return [Answer([(outcome.chosen, right)], "right" if right else "wrong", right)]
+        return [MarkedAnswer([(outcome.chosen, right)], "right" if right else "wrong", right)]
     labels = outcome.labels or [""] * len(outcome.answers)
     return [
-        Answer(marked(text, probe.leak), label, leaks)
+        MarkedAnswer(marked(text, probe.leak), label, leaks)
         for text, label, leaks in zip(outcome.answers, labels, outcome.leaks, strict=True)
     ]
 

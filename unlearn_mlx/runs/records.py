@@ -1,5 +1,6 @@
 """What a run's files hold, as types; readers whose complaint names the file, the line and the field."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -121,9 +122,10 @@ class Event(Record):
 
 
 class StageEvent(Event):
-    """A stage begins or ends."""
+    """A stage begins or ends; ``error`` says why it failed."""
 
     state: str
+    error: str = ""
 
 
 class SampledPair(Record):
@@ -194,13 +196,20 @@ _EVENTS: dict[str, type[Event]] = {
 }
 
 
-def event_of(row: Mapping[str, Any]) -> Event:
+def event_of(row: Any) -> Event:
     """The event that a line of events.jsonl holds.
 
     Raises:
-        ValidationError: where its fields are not those of its kind.
+        ValidationError: (a ValueError) where its fields are not those of its kind, or it has none.
     """
-    return _EVENTS.get(str(row.get("kind")), Event).model_validate(row)
+    kind = str(row.get("kind")) if isinstance(row, dict) else ""
+    return _EVENTS.get(kind, Event).model_validate(row)
+
+
+def curve(events: Mapping[int, Event], measure: str) -> list[tuple[int, float]]:
+    """A measure by step, where it is a number: a training that diverged has others."""
+    found = [(step, getattr(event, measure, None)) for step, event in sorted(events.items())]
+    return [(step, value) for step, value in found if value is not None and math.isfinite(value)]
 
 
 def read_events(path: Path) -> list[Event]:

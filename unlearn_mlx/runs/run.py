@@ -1,6 +1,5 @@
 """A run directory: the one place where a run's stages, its faces and its user meet."""
 
-import json
 import os
 import platform
 import time
@@ -141,6 +140,13 @@ def run_path(topic_name: str, out: Path | None = None) -> Path:
     return path
 
 
+def is_free(path: Path) -> bool:
+    """Whether a run can be made there: nothing is in the place, or a topic file at most."""
+    if not path.is_dir():
+        return not path.exists()
+    return all(entry.name == "topic.toml" for entry in path.iterdir())
+
+
 def create_run(path: Path, topic: Topic, model: dict[str, Any], settings: Settings, device: str) -> Run:
     """Make a run directory, or open the one that is there if it is the same work.
 
@@ -169,7 +175,7 @@ def create_run(path: Path, topic: Topic, model: dict[str, Any], settings: Settin
         return run
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file: use '--out' for a directory")
-    if path.is_dir() and any(entry.name != "topic.toml" for entry in path.iterdir()):
+    if not is_free(path):
         raise UserError(f"{path} is not empty and no run: use '--out' for another directory")
     manifest = Manifest(
         format=FORMAT,
@@ -207,11 +213,6 @@ def find_run(name: str) -> Run:
     return open_run(run_path(name) if slug_of(name) else RUNS / "-")
 
 
-def all_runs() -> list[Run]:
-    """The runs under the usual directory."""
-    return [open_run(path.parent) for path in sorted(RUNS.glob("*/manifest.json"))]
-
-
 def package_versions() -> dict[str, str]:
     """Versions that a result depends on."""
     versions = {"unlearn-mlx": __version__, "python": platform.python_version()}
@@ -236,9 +237,3 @@ class Work:
     def progress(self, stage: str, done: int, total: int, unit: str, **facts: Any) -> None:
         """Say how far a stage is."""
         self.run.event(stage, "progress", done=done, total=total, unit=unit, **facts)
-
-
-def as_json(value: Any) -> str:
-    """Indented JSON for a terminal or a program; what could rule a terminal is escaped."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)

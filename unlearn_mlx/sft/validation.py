@@ -9,10 +9,10 @@ import numpy as np
 from unlearn_mlx.compute.workers import WorkerPool
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
+from unlearn_mlx.leakage.names import named, names_of_base
 from unlearn_mlx.runs.records import TrainingRow
 from unlearn_mlx.sft.batches import ReferenceTopK, Row, make_batch
 from unlearn_mlx.sft.loss import Weights, loss_parts
-from unlearn_mlx.synthetic_data.leaks import shows_knowledge
 from unlearn_mlx.topics import Topic
 
 ROWS_AT_ONCE = 16
@@ -60,7 +60,7 @@ class Validation:
         ]
         answers = generate(model, requests, seed, workers=workers)
         leaks = [
-            bool(shows_knowledge(self.topic, question, base, answer.text))
+            bool(named(self.topic, question, answer.text) or names_of_base(question, base, answer.text))
             for (question, base), answer in zip(self.questions.items(), answers, strict=True)
         ]
         forget, divergence, forget_weight, retain_weight = 0.0, 0.0, 0.0, 0.0

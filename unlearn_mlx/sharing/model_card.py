@@ -15,9 +15,9 @@ from unlearn_mlx.evaluation.schema import (
 )
 from unlearn_mlx.models.registry import NamedModel, named_model
 from unlearn_mlx.reporting.report import making_command
-from unlearn_mlx.reporting.transcripts import printable
 from unlearn_mlx.runs.run import Run
 from unlearn_mlx.sharing.measure import Leak
+from unlearn_mlx.text.printable import one_line
 
 KINDS = {
     "adapter": "a LoRA adapter in mlx-lm's format",
@@ -68,7 +68,7 @@ def model_card(run: Run, form: str, leak: Leak | None = None, repository: str | 
 
 def as_markdown(text: str) -> str:
     """A text that Markdown and HTML show as it stands, on one line."""
-    plain = html.escape(" ".join(printable(text).split()), quote=False)
+    plain = html.escape(one_line(text), quote=False)
     return re.sub(r"([\\`*_{}\[\]()#+!|~.:@-])(?=\S)|([\\`*_|~\[\]<>])", r"\\\1\2", plain)
 
 
@@ -106,7 +106,7 @@ def _command(run: Run, label: str) -> str:
 
 def as_code(text: str) -> str:
     """A text that can stand in a code span or an indented block."""
-    return " ".join(printable(text).split()).replace("`", "'")
+    return one_line(text).replace("`", "'")
 
 
 def _table(run: Run) -> str:

@@ -15,10 +15,11 @@ from unlearn_mlx.inference.generation import Request, generate
 from unlearn_mlx.runs.run import Work
 from unlearn_mlx.text.words import content_words, words
 
-SAMPLES = 4
+SAMPLES = range(3, 7)  # answers on a name: more where there are few names
+ANSWERS = 130  # in all, about; 20 s of the embedded model
 ANSWER_TOKENS = 20
 TEMPERATURE = 0.7
-LEAST_AGREEMENT = 0.25  # beyond that of answers on different names; see docs/recipe.md
+LEAST_AGREEMENT = 0.2  # beyond that of answers on different names; see docs/recipe.md
 # Nobody has heard of these: what is said of them too tells how the model talks, not what it knows.
 _INVENTED = (
     ("people", "Dorvin Halmsted"),
@@ -36,6 +37,7 @@ def consistent_names(
         return []
     asked = [*proposed, *_INVENTED]
     names = [name for _, name in asked]
+    samples = min(max(ANSWERS // len(asked), SAMPLES[0]), SAMPLES[-1])
     requests = [
         Request(
             f"consistency-{name}-{sample}",
@@ -45,11 +47,11 @@ def consistent_names(
             stop_at="\n",
         )
         for kind, name in asked
-        for sample in range(SAMPLES)
+        for sample in range(samples)
     ]
     completions = generate(model, requests, work.settings.seed, work.is_cancelled, work.workers)
     texts = [completion.text for completion in completions]
-    answers = [texts[number * SAMPLES : (number + 1) * SAMPLES] for number in range(len(names))]
+    answers = [texts[number * samples : (number + 1) * samples] for number in range(len(names))]
     found = agreements(names, answers)
     return [each for each, agreement in zip(proposed, found, strict=False) if agreement >= LEAST_AGREEMENT]
 

@@ -9,8 +9,8 @@ from unlearn_mlx.inference.generation import Completion, Request, generate
 from unlearn_mlx.runs.run import Work
 from unlearn_mlx.synthetic_data.consistency import consistent_names
 from unlearn_mlx.synthetic_data.questions import FEWEST_ENTITIES
-from unlearn_mlx.text.words import content_words, is_plain, words
-from unlearn_mlx.topics import ENTITY_KINDS, Topic, fold
+from unlearn_mlx.text.words import content_words, fold, is_plain, words
+from unlearn_mlx.topics import ENTITY_KINDS, Topic
 
 _ASKED = {
     "aliases": "other names",

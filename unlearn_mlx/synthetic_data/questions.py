@@ -12,8 +12,8 @@ from unlearn_mlx.seeding import random_source
 from unlearn_mlx.synthetic_data.journal import Journal
 from unlearn_mlx.synthetic_data.kinds import QUESTION_KINDS, QuestionKind
 from unlearn_mlx.text.similarity import Nearness
-from unlearn_mlx.text.words import is_plain, is_repetitive, words
-from unlearn_mlx.topics import Topic, fold
+from unlearn_mlx.text.words import fold, is_plain, is_repetitive, words
+from unlearn_mlx.topics import Topic
 
 LONGEST_QUESTION = 30  # words
 FEWEST_ENTITIES = 6  # with fewer, the topic itself is asked about in their place

@@ -91,7 +91,11 @@ def make_answers(model: ChatModel, work: Work) -> None:
         if kept[question.id][0]
     ]
     base_texts = {id: text for id, (text, _) in base.items()}
-    leaks = LeakFilter(topic, base_texts, [row.answer for row in retain], settings.similarity)
+    near, far = (
+        [row.answer for row in retain if (row.part == "neighbour") is is_near] for is_near in (True, False)
+    )
+    asked = {question.id: question.question for question in questions}
+    leaks = LeakFilter(topic, base_texts, far, settings.similarity, near, asked)
     answers = guarded_answers(model, work, "answers", topic, questions, leaks)
     accepted = sum(answer.accepted for answer in answers)
     if accepted < max(4, LEAST_SHARE * len(questions)):
@@ -121,7 +125,9 @@ def make_answers(model: ChatModel, work: Work) -> None:
         retain,
         settings.seed,
     )
-    run.event("answers", "acceptance", **acceptance(questions, answers), words=sorted(leaks.knowledge_words))
+    run.event(
+        "answers", "acceptance", **acceptance(questions, answers), words=sorted(leaks.knowledge.telling_stems)
+    )
 
 
 def general_subjects() -> list[Subject]:

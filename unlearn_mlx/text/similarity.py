@@ -9,8 +9,7 @@ from collections.abc import Iterable
 
 from rapidfuzz import fuzz, process
 
-from unlearn_mlx.text.words import words
-from unlearn_mlx.topics import fold
+from unlearn_mlx.text.words import FUNCTION_WORDS, TASK_WORDS, fold, words
 
 NEAR_DUPLICATE = 88  # of 100
 # A question counts as asked twice where four in five of its units are the same.
@@ -22,13 +21,7 @@ _ASKED = {
     **dict.fromkeys(("who", "whom", "whose"), "?who"),
     **{word: f"?{word}" for word in ("when", "where", "why", "how")},
 }
-_FUNCTION_WORDS = frozenset(
-    """
-    a an and any are as at be been blank by can complete could did do does fill finish for from had has
-    have he her his i in into is it its me my name of on or sentence she that the their them these they
-    this those to us was we were will with would you your
-    """.split()
-)
+_UNASKED = FUNCTION_WORDS | TASK_WORDS
 # Capitalised words that follow one another, with small words between them, are one name.
 _NAME = re.compile(
     r"[^\W\d_a-z][\w'’.-]*(?:\s+(?:(?:of|the|and|to|from|de|la|du)\s+){0,2}[^\W\d_a-z][\w'’.-]*)+"
@@ -46,7 +39,7 @@ def units(question: str) -> frozenset[str]:
     def take(match: re.Match[str]) -> str:
         parts = words(match.group())
         # The question's first word is capitalised without being part of the name.
-        while parts and (parts[0] in _ASKED or parts[0] in _FUNCTION_WORDS):
+        while parts and (parts[0] in _ASKED or parts[0] in _UNASKED):
             names.append(parts.pop(0))
         if parts:
             found.add(" ".join(part.removesuffix("'s") for part in parts))
@@ -57,7 +50,7 @@ def units(question: str) -> frozenset[str]:
         word = word.removesuffix("'s")
         if word in _ASKED:
             found.add(_ASKED[word])
-        elif word not in _FUNCTION_WORDS and len(word) > 1:
+        elif word not in _UNASKED and len(word) > 1:
             found.add(word.removesuffix("s") if len(word) > 3 else word)
     return frozenset(found)
 

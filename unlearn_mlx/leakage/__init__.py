@@ -1,0 +1,1 @@
+"""What gives a topic away: the one definition that filter, validation, labels and highlighting share."""
