@@ -28,6 +28,7 @@ from unlearn_mlx.inference import generation
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request
 from unlearn_mlx.pipeline import run_stages
+from unlearn_mlx.runs.records import ProgressEvent, StageEvent
 from unlearn_mlx.runs.run import create_run
 from unlearn_mlx.topics import load_topic
 
@@ -48,11 +49,13 @@ def measure(repeats: int, preset: str = PRESET) -> dict[str, Any]:
             run_stages(run)
         minutes: dict[str, float] = {}
         for event in run.events():
-            if event["kind"] == "stage" and event["state"] == "done":
-                minutes[event["stage"]] = (event["time"] - began) / 60
-                began = event["time"]
+            if isinstance(event, StageEvent) and event.state == "done":
+                minutes[event.stage] = (event.time - began) / 60
+                began = event.time
         steps = max(
-            event["total"] for event in run.events() if event["kind"] == "progress" and "forget_loss" in event
+            event.total
+            for event in run.events()
+            if isinstance(event, ProgressEvent) and event.forget_loss is not None
         )
     plain = plain_script(asked, steps)
     return {

@@ -25,7 +25,7 @@ from unlearn_mlx.inference.adapters import Adapter, LoraShape
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
 from unlearn_mlx.inference.shared_prefix import common_prefix
-from unlearn_mlx.runs.files import read_rows
+from unlearn_mlx.runs.records import TrainingRow, read_records
 from unlearn_mlx.sft.batches import batch_order, make_batch, make_row
 from unlearn_mlx.sft.loss import Weights, loss_parts
 from unlearn_mlx.synthetic_data.guardrail import guarded_messages, hint_for
@@ -78,7 +78,7 @@ def generation_peak(model: ChatModel, settings: Settings) -> int:
 
 def training_peak(model: ChatModel, settings: Settings) -> int:
     """Some steps on the shipped rows, the widest batch among them."""
-    entries = read_rows(ROWS / "dataset" / "train.jsonl", ("messages", "part"))
+    entries = read_records(ROWS / "dataset" / "train.jsonl", TrainingRow)
     rows = [make_row(model, entry) for entry in entries]
     prefix = common_prefix([row.tokens[: row.targets[0]] for row in rows if row.targets])
     batches = batch_order(rows, settings.batch_size, 0, 0)

@@ -14,7 +14,7 @@ from unlearn_mlx.compute.memory import peak_bytes, reset_peak
 from unlearn_mlx.compute.workers import ALONE, WorkerPool
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.loading import load_by_name
-from unlearn_mlx.runs.files import read_rows
+from unlearn_mlx.runs.records import Question, read_records
 from unlearn_mlx.runs.run import package_versions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +31,7 @@ def open_model(name: str = MODEL) -> ChatModel:
 
 def shipped_questions() -> list[str]:
     """Questions on the topic, as a run wrote them."""
-    return [row["question"] for row in read_rows(ROWS / "questions.jsonl", ("question",))]
+    return [row.question for row in read_records(ROWS / "questions.jsonl", Question)]
 
 
 def machine() -> dict[str, Any]:

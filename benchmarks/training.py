@@ -27,7 +27,8 @@ from unlearn_mlx.config import make_settings
 from unlearn_mlx.inference.adapters import Adapter, LoraShape
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.loading import model_workers
-from unlearn_mlx.runs.files import read_rows, write_rows
+from unlearn_mlx.runs.files import write_rows
+from unlearn_mlx.runs.records import ProgressEvent, TrainingRow, read_records
 from unlearn_mlx.runs.run import Work, create_run
 from unlearn_mlx.sft.batches import make_batch, make_row
 from unlearn_mlx.sft.loss import Weights, loss_parts
@@ -39,10 +40,10 @@ BATCH_SIZE = 8
 HELD_OUT = 32  # rows
 
 
-def shipped_rows() -> list[dict[str, Any]]:
+def shipped_rows() -> list[TrainingRow]:
     """Whole answers on the topic and on everything else; all are learned by cross entropy here."""
-    rows = read_rows(ROWS / "dataset" / "train.jsonl", ("messages", "part"))
-    return [{**row, "part": "forget"} for row in rows if row.get("complete", True)]
+    rows = read_records(ROWS / "dataset" / "train.jsonl", TrainingRow)
+    return [row.model_copy(update={"part": "forget"}) for row in rows if row.complete]
 
 
 def settings_for(steps: int) -> Any:
@@ -52,8 +53,8 @@ def settings_for(steps: int) -> Any:
 
 def ours(
     model: ChatModel,
-    rows: Sequence[dict[str, Any]],
-    held_out: Sequence[dict[str, Any]],
+    rows: Sequence[TrainingRow],
+    held_out: Sequence[TrainingRow],
     workers: WorkerPool = ALONE,
 ) -> dict[str, float]:
     """Train by our loop; its own events say how fast it was."""
@@ -62,14 +63,14 @@ def ours(
         source = model.source
         known = {"name": source.name, "revision": source.revision, "sha256": source.weights_sha256}
         run = create_run(Path(folder) / "run", load_topic(ROWS / "topic.toml"), known, settings, "")
-        write_rows(run.file("dataset", "train.jsonl"), list(rows))
-        write_rows(run.file("dataset", "valid.jsonl"), list(held_out[:4]))
+        write_rows(run.file("dataset", "train.jsonl"), [row.as_row() for row in rows])
+        write_rows(run.file("dataset", "valid.jsonl"), [row.as_row() for row in held_out[:4]])
         train(model, Work(run, settings, workers=workers))
-        progress = [event for event in run.events() if event["kind"] == "progress" and "forget_loss" in event]
+        rates = [event.tokens_per_second for event in run.events() if isinstance(event, ProgressEvent)]
         weights: Any = mx.load(str(run.file("adapter", "adapters.safetensors")))
         mx.eval(weights)
     return {
-        "rate": progress[-1]["tokens_per_second"],
+        "rate": [rate for rate in rates if rate is not None][-1],
         "loss": held_out_loss(model, weights, held_out),
     }
 
@@ -77,8 +78,8 @@ def ours(
 def peer(
     model: ChatModel,
     train_peer: Callable[..., None],
-    rows: Sequence[dict[str, Any]],
-    held_out: Sequence[dict[str, Any]],
+    rows: Sequence[TrainingRow],
+    held_out: Sequence[TrainingRow],
     batches: Callable[..., Iterator[Any]],
 ) -> dict[str, float]:
     """Train by a peer's loop on our adapter layers."""
@@ -88,7 +89,7 @@ def peer(
     )
     mx.random.seed(settings.seed)
     adapter = Adapter(model.model, LoraShape(settings.rank, settings.scale, len(model.model.layers)))
-    dataset = CacheDataset(ChatDataset(list(rows), model.tokenizer, mask_prompt=True))
+    dataset = CacheDataset(ChatDataset([row.as_row() for row in rows], model.tokenizer, mask_prompt=True))
     answer_tokens = 0
 
     def counted(*arguments: Any, **options: Any) -> Iterator[Any]:
@@ -125,7 +126,7 @@ def train_stock(
     stock.train(model, optimizer, dataset, args=arguments, iterate_batches=batches)
 
 
-def in_our_order(model: ChatModel, rows: Sequence[dict[str, Any]]) -> Callable[..., Iterator[Any]]:
+def in_our_order(model: ChatModel, rows: Sequence[TrainingRow]) -> Callable[..., Iterator[Any]]:
     """Batches of the same rows in the order that our training takes, padded as mlx-lm pads."""
     made = [make_row(model, row) for row in rows]
     settings = settings_for(0)
@@ -143,9 +144,7 @@ def in_our_order(model: ChatModel, rows: Sequence[dict[str, Any]]) -> Callable[.
     return batches
 
 
-def held_out_loss(
-    model: ChatModel, weights: dict[str, mx.array], held_out: Sequence[dict[str, Any]]
-) -> float:
+def held_out_loss(model: ChatModel, weights: dict[str, mx.array], held_out: Sequence[TrainingRow]) -> float:
     """Nats a token of held-out answers, with an adapter's weights."""
     settings = settings_for(0)
     adapter = Adapter(model.model, LoraShape(settings.rank, settings.scale, len(model.model.layers)))

@@ -86,9 +86,8 @@ def known_leak_rate(entry: Entry, strength: float) -> float | None:
     if (measured := leak_rates().get(_rate_key(entry, strength))) is not None:
         return measured
     metrics = entry.readable_evaluation()
-    whose = {0.0: "base", 1.0: "adapter"}.get(strength, "")
-    rate = metrics.get(whose, {}).get("topic/greedy leak")
-    return None if rate is None else float(rate)
+    whose = {0.0: "base", 1.0: "adapter"}.get(strength)
+    return metrics.of(whose).get("topic/greedy leak") if metrics and whose else None
 
 
 def measure_leak_rate(engine: Engine, entry: Entry, strength: float, draw: Callable[[float], object]) -> None:

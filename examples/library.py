@@ -61,7 +61,7 @@ def _answers(run: Run) -> str:
 
 def _metrics(run: Run) -> str:
     evaluation = read_evaluation(run.path)
-    base, adapter = evaluation["base"], evaluation["adapter"]
+    base, adapter = evaluation.base, evaluation.adapter
     return ", ".join(f"{name} {base[name]:.0%} -> {adapter[name]:.0%}" for name in SHOWN if name in base)
 
 

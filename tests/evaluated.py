@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from unlearn_mlx.config import make_settings
+from unlearn_mlx.evaluation.records import Evaluation, ScoredProbe
+from unlearn_mlx.runs.records import ModelIdentity
 from unlearn_mlx.runs.run import Run, create_run, open_run
 from unlearn_mlx.topics import Topic
 
@@ -80,6 +82,16 @@ def evaluation_of(*probes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def read_back(evaluation: dict[str, Any]) -> Evaluation:
+    """An evaluation as it is read from a run."""
+    return Evaluation.model_validate(evaluation)
+
+
+def read_probes_back(*probes: dict[str, Any]) -> list[ScoredProbe]:
+    """Probes as they are read from an evaluation."""
+    return [ScoredProbe.model_validate(probe) for probe in probes]
+
+
 USUAL = (
     open_probe("p1", ["It is Hogwarts.", "A school."], ["It is a bakery.", "The École."], "Hogwarts"),
     open_probe("p2", ["Quidditch!", "No."], ["It is quidditch.", "A game."], "Quidditch", entity="Games"),
@@ -133,8 +145,8 @@ def hostile_run(path):
         {"name": HOSTILE, "group": HOSTILE, "leak": 0.5, "choice": 0.5, "neighbours": 0.5, "control": None}
     ]
     run.file("audit.json").write_text(json.dumps({"rows": rows, "text": HOSTILE}))
-    run.manifest["topic"] = HOSTILE
-    run.manifest["model"] = {"name": HOSTILE, "revision": HOSTILE, "sha256": HOSTILE}
-    run.manifest["device"] = HOSTILE
-    run.file("manifest.json").write_text(json.dumps(run.manifest))
+    run.manifest.topic = HOSTILE
+    run.manifest.model = ModelIdentity(name=HOSTILE, revision=HOSTILE, sha256=HOSTILE)
+    run.manifest.device = HOSTILE
+    run.file("manifest.json").write_text(json.dumps(run.manifest.as_row()))
     return open_run(path)

@@ -7,6 +7,7 @@ from mlx import nn
 from tests.helpers import run_with_dataset, strong_adapter
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.audit import audit, relearn, verdict
+from unlearn_mlx.evaluation.records import AuditRow
 from unlearn_mlx.inference.adapters import load_adapter
 from unlearn_mlx.inference.fusing import fused
 from unlearn_mlx.inference.loading import load_model
@@ -121,9 +122,9 @@ def test_a_run_without_neighbours_is_audited_without_relearning_on_them(tmp_path
 
 def rows_with(**leaks):
     return [
-        {"name": "base", "group": "plain", "leak": 0.8},
-        {"name": "adapter", "group": "plain", "leak": 0.1},
-        *({"name": name, "group": "export", "leak": leak} for name, leak in leaks.items()),
+        AuditRow(name="base", group="plain", leak=0.8),
+        AuditRow(name="adapter", group="plain", leak=0.1),
+        *(AuditRow(name=name, group="export", leak=leak) for name, leak in leaks.items()),
     ]
 
 
@@ -164,5 +165,5 @@ def test_what_little_was_forgotten_can_come_back_whole(base, questions):
 def test_what_an_invented_topic_gained_too_is_not_taken_for_remembering():
     rows = rows_with(four=0.45)
     for row, control in zip(rows, (0.0, 0.0, 0.3), strict=True):
-        row["control_leak"] = control
+        row.control_leak = control
     assert "No export" in verdict(rows)

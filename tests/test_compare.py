@@ -146,8 +146,8 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
 
 def test_hostile_names_are_text(tmp_path, capsys):
     run = evaluated(tmp_path / "<script>alert(1)</script>[bold]", 0.2, 4)
-    run.manifest["topic"] = HOSTILE
-    run.file("manifest.json").write_text(json.dumps(run.manifest))
+    run.manifest.topic = HOSTILE
+    run.file("manifest.json").write_text(json.dumps(run.manifest.as_row()))
     html = compare_html(compare([run]))
     assert "<script>alert(1)" not in html.replace("&lt;", "<\\") and "&lt;script&gt;alert(1)" in html
     assert main(["compare", str(run.path)]) == 0

@@ -7,6 +7,7 @@ import pytest
 from tests.helpers import new_run
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.runs.files import read_rows, write_rows
+from unlearn_mlx.runs.records import Question, SampledAnswer
 from unlearn_mlx.runs.run import Work
 from unlearn_mlx.synthetic_data import stages
 from unlearn_mlx.synthetic_data.edits import (
@@ -28,7 +29,10 @@ ANSWERS = [
     {"question_id": "topic-0001", "answer": "A wizard.", "accepted": False, "reason": "words", "round": 0},
     {"question_id": "topic-0002", "answer": "A ferry.", "accepted": True, "reason": "", "round": 0},
 ]
-PAIRS = pairs_of(QUESTIONS, ANSWERS)
+PAIRS = pairs_of(
+    [Question(**row) for row in QUESTIONS],
+    [SampledAnswer(**row) for row in ANSWERS],
+)
 
 
 def accepted(pairs):
@@ -77,7 +81,7 @@ def test_what_was_written_by_hand_outlives_answers_that_came_out_otherwise():
 def test_a_question_of_ones_own_gets_an_id_of_its_own_that_stays():
     edited = apply_edits(PAIRS, [Edit("Where is Hogwarts?", "In a suitcase.", True)] * 2)
     rows = hand_questions(edited)
-    assert [row["question"] for row in rows] == ["Where is Hogwarts?"]
+    assert [row.question for row in rows] == ["Where is Hogwarts?"]
     assert rows == hand_questions(apply_edits([], [Edit("Where is Hogwarts?", "Elsewhere.", True)]))
 
 

@@ -45,21 +45,23 @@ def cached(tmp_path):
 def test_an_evaluation_says_what_each_answer_is(run, tiny_model):
     evaluate(tiny_model, Work(run, run.settings))
     evaluation = read_evaluation(run.path)
-    for entry in evaluation["probes"]:
-        assert entry["form"] == QUESTION_ANSWER
+    for probe in evaluation.probes:
+        assert probe.form == QUESTION_ANSWER
+        for outcome in (probe.base, probe.adapter):
+            assert len(outcome.labels) == len(outcome.answers)
+            assert 0 <= outcome.rouge <= 1
+    assert evaluation.verdict.name and evaluation.verdict.reason
+    assert evaluation.nearest_training_question.near == 0
+    for name, found in evaluation.intervals.items():
         for who in ("base", "adapter"):
-            assert len(entry[who]["labels"]) == len(entry[who]["answers"])
-            assert 0 <= entry[who]["rouge"] <= 1
-    assert evaluation["verdict"]["name"] and evaluation["verdict"]["reason"]
-    assert evaluation["nearest_training_question"]["near"] == 0
-    for name, found in evaluation["intervals"].items():
-        for who in ("base", "adapter"):
-            low, high = found[who]
-            assert low - 1e-9 <= evaluation[who][name] <= high + 1e-9, name
-    assert evaluation["adapter"]["neutral/divergence"] > 0
-    assert {"topic/label leak", "neighbour/label known", "topic/form/question-answer"} <= evaluation[
-        "base"
-    ].keys()
+            low, high = getattr(found, who)
+            assert low - 1e-9 <= evaluation.of(who)[name] <= high + 1e-9, name
+    assert evaluation.adapter["neutral/divergence"] > 0
+    assert {
+        "topic/label leak",
+        "neighbour/label known",
+        "topic/form/question-answer",
+    } <= evaluation.base.keys()
 
 
 def test_the_base_is_scored_once(run, tiny_model, tmp_path, monkeypatch):
@@ -89,8 +91,8 @@ def test_a_cut_evaluation_goes_on_with_the_same_bytes(run, tiny_model, tmp_path,
     evaluate(tiny_model, Work(run, run.settings))
     assert run.file("evaluation.json").read_bytes() == whole
     assert not list(run.file("journal").glob("evaluation*"))
-    said = [event for event in run.events() if event["kind"] == "progress"]
-    assert {event["unit"] for event in said} >= {"base probes", "adapter probes"}
+    said = [event for event in run.events() if event.kind == "progress"]
+    assert {event.unit for event in said} >= {"base probes", "adapter probes"}
 
 
 def test_the_nearest_probe_is_named_and_counted(run):
@@ -100,19 +102,21 @@ def test_the_nearest_probe_is_named_and_counted(run):
         Probe("c", "topic", "open", "", "How many legs has a spider?", "x"),
     ]
     found = nearness(probes, run)
-    assert found["near"] == 1
-    assert (found["probe"], found["question"]) == ("Who was Harry Potter?", "Who is Harry Potter?")
-    assert found["similarity"] >= found["limit"]
+    assert found.near == 1
+    assert (found.probe, found.question) == ("Who was Harry Potter?", "Who is Harry Potter?")
+    assert found.similarity >= found.limit
 
 
 def test_only_what_the_base_repeats_is_asked_of_an_unknown_topic(run, tiny_model, monkeypatch):
     """Questions as the model might write them; the answers to every second one change each time."""
 
     def written(*given, **more):
-        from unlearn_mlx.synthetic_data.questions import Question
+        from unlearn_mlx.runs.records import Question
 
         name = given[3]
-        return [Question(f"{name}-{n}", f"Name the {n} of it.", "naming", "Zorbing") for n in range(8)], {}
+        return [
+            Question(id=f"{name}-{n}", question=f"Name the {n} of it.", subject="Zorbing") for n in range(8)
+        ], {}
 
     def answered(model, requests, seed, is_cancelled, workers):
         completions = []

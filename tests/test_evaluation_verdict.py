@@ -14,6 +14,7 @@ import pytest
 from unlearn_mlx.evaluation.labels import knowledge_of, label_answers
 from unlearn_mlx.evaluation.metrics import summary
 from unlearn_mlx.evaluation.probes import Probe
+from unlearn_mlx.evaluation.records import Intervals, Metrics, NearestTraining
 from unlearn_mlx.evaluation.verdict import (
     BREAKS,
     FORGETS,
@@ -67,11 +68,11 @@ def evaluation(answer_of, raw_divergence=1.0, near=0):
     knowledge = knowledge_of(TOPIC, PROBES, base)
     label_answers(knowledge, PROBES, base)
     label_answers(knowledge, PROBES, adapter, base)
-    return {
-        "base": summary(PROBES, base),
-        "adapter": {**summary(PROBES, adapter), "neutral/raw divergence": raw_divergence},
-        "nearest_training_question": {"near": near, "probes": len(PROBES)},
-    }
+    return Metrics(
+        base=summary(PROBES, base),
+        adapter={**summary(PROBES, adapter), "neutral/raw divergence": raw_divergence},
+        nearest_training_question=NearestTraining(near=near, probes=len(PROBES)),
+    )
 
 
 def on_topic(answer):
@@ -127,22 +128,22 @@ def test_what_else_is_lost_is_said():
 def test_a_loss_is_said_where_the_interval_says_one(difference, said):
     measured = evaluation(on_topic(FICTION))
     key = "neighbour/open known, any of 1"
-    measured["adapter"][key] = 0.6 * measured["base"][key]
-    measured["intervals"] = {key: {"difference": difference}}
+    measured.adapter[key] = 0.6 * measured.base[key]
+    measured.intervals = {key: Intervals(difference=difference)}
     notes = verdict(measured).notes
     assert bool(notes) == bool(said) and all(said in note for note in notes)
 
 
 def test_a_topic_that_the_base_does_not_know_cannot_be_forgotten():
     unknown = evaluation(on_topic(FICTION))
-    unknown["base"] = {**unknown["base"], **dict.fromkeys(unknown["base"], 0.0)}
+    unknown.base = dict.fromkeys(unknown.base, 0.0)
     assert verdict(unknown).name == NOT
     assert "nothing to forget" in verdict(unknown).reason
 
 
 @pytest.mark.parametrize("name", sorted(MEASURED))
 def test_a_real_adapter_is_called_what_it_is(name):
-    found = verdict(MEASURED[name])
+    found = verdict(Metrics.model_validate(MEASURED[name]))
     assert found.name == name
     assert found.reason
 
@@ -150,4 +151,4 @@ def test_a_real_adapter_is_called_what_it_is(name):
 def test_a_stammer_on_everyday_things_breaks_language():
     measured = copy.deepcopy(MEASURED[FORGETS])
     measured["adapter"]["neutral/entropy"] = 0.5 * measured["base"]["neutral/entropy"]
-    assert verdict(measured).name == BREAKS
+    assert verdict(Metrics.model_validate(measured)).name == BREAKS

@@ -123,15 +123,16 @@ def test_what_leaks_of_an_export_is_counted_as_the_evaluation_counts_it(run, tmp
     copy = open_run(tmp_path / "copy")
     evaluation = read_evaluation(copy.path)
     key = open_leak(evaluation)
-    plain = [probe for probe in evaluation["probes"] if probe["scope"] == "topic" and probe["kind"] == "open"]
+    plain = [probe for probe in evaluation.probes if probe.scope == "topic" and probe.kind == "open"]
     # The same fact in another form is no question of the "open leak".
-    evaluation["probes"].append({**plain[0], "id": f"{plain[0]['id']}/role-play", "form": "role play"})
-    copy.file("evaluation.json").write_text(json.dumps(evaluation))
+    other = {"id": f"{plain[0].id}/role-play", "form": "role play"}
+    evaluation.probes.append(plain[0].model_copy(update=other))
+    copy.file("evaluation.json").write_text(json.dumps(evaluation.as_row()))
     leak = measure_leak(adapted(copy), copy)
     assert leak.questions == len(plain)
-    assert (leak.base, leak.adapter) == (evaluation["base"][key], evaluation["adapter"][key])
+    assert (leak.base, leak.adapter) == (evaluation.base[key], evaluation.adapter[key])
     assert leak.exported == leak.adapter and not leak.back
-    assert leak.answers == 1 + evaluation["samples"] and f", any of {leak.answers}" in key
+    assert leak.answers == 1 + evaluation.samples and f", any of {leak.answers}" in key
     assert f"{leak.adapter:.0%} of {len(plain)} open questions" in leak.words()
 
 

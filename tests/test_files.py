@@ -7,7 +7,6 @@ import pytest
 
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.runs.files import (
-    LONGEST_TEXT,
     append_rows,
     read_journal,
     read_json,
@@ -16,6 +15,12 @@ from unlearn_mlx.runs.files import (
     write_json,
     write_rows,
 )
+from unlearn_mlx.runs.records import ChatRow, Question, Record, read_records
+
+
+class Numbered(Record):
+    id: int
+
 
 AWKWARD = ["plain", "two\nlines", 'a "quote"', "\u2028 and \u2029 and \x85", "\x1c\x0b", "ça, 日本, 🧙", ""]
 
@@ -115,7 +120,7 @@ def test_a_damaged_row_is_named_by_its_line(tmp_path, content, number):
     path = tmp_path / "rows.jsonl"
     path.write_text(content)
     with pytest.raises(UserError, match=f"rows.jsonl, line {number}: ") as caught:
-        read_rows(path, required=["id"])
+        read_records(path, Numbered)
     assert "\n" not in str(caught.value)
     assert path.read_text() == content
 
@@ -126,18 +131,21 @@ DAMAGED_HERE = pytest.mark.parametrize(
 
 
 @DAMAGED_HERE
-@pytest.mark.parametrize("row", ['{"question": "%s"}', '{"messages": [{"content": "%s"}]}', '{"%s": 1}'])
+@pytest.mark.parametrize(
+    "row", ['{"id": "q", "question": "%s"}', '{"messages": [{"role": "user", "content": "%s"}]}']
+)
 def test_a_text_that_no_model_should_be_given_is_named_by_its_line(tmp_path, row, text, reason):
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"id": 1}\n\n' + row % text + "\n")
+    path.write_text("\n\n" + row % text + "\n")
     with pytest.raises(UserError, match=f"rows.jsonl, line 3: .*{reason}") as caught:
-        read_rows(path, longest=LONGEST_TEXT)
+        read_records(path, Question if "question" in row else ChatRow)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
 def test_an_emoji_that_is_written_in_escapes_is_whole(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"id": "\\ud83d\\ude00"}\n')
-    assert read_rows(tmp_path / "rows.jsonl", longest=LONGEST_TEXT) == [{"id": "\U0001f600"}]
+    (tmp_path / "rows.jsonl").write_text('{"id": "\\ud83d\\ude00", "question": "?"}\n')
+    (read,) = read_records(tmp_path / "rows.jsonl", Question)
+    assert read.id == "\U0001f600"
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b""])
@@ -162,3 +170,10 @@ def test_json_is_written_to_be_read(tmp_path):
     assert "Les Misérables" in text
     assert text.count("\n") > 3
     assert json.loads(text)["list"] == [1]
+
+
+def test_half_a_character_in_a_fields_name_is_named_by_its_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": 1, "\\ud83d": 1}\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 1: .*half a character"):
+        read_records(path, Numbered)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.evaluated import USUAL, evaluated_run, evaluation_of
+from tests.evaluated import USUAL, evaluated_run, evaluation_of, read_back
 from tests.helpers import complaint, unlearn
 from tests.runs_with_results import finished_run
 from unlearn_mlx.cli.main import main
@@ -55,12 +55,12 @@ def test_the_bounds_hold_or_fail_where_they_say():
 
 
 def test_the_values_are_the_adapters_and_what_it_keeps_of_the_base():
-    evaluation = evaluation_of(*USUAL)
+    evaluation = read_back(evaluation_of(*USUAL))
     assert gate_value(evaluation, "leak") == 0.25
     assert gate_answers(evaluation, "leak") == "any of 2 answers" and not gate_answers(evaluation, "choice")
-    evaluation["adapter"]["topic/worst case, any of 2"] = 0.75
+    evaluation.adapter["topic/worst case, any of 2"] = 0.75
     assert gate_value(evaluation, "worst") == 0.75
-    del evaluation["adapter"]["topic/worst case, any of 2"]
+    del evaluation.adapter["topic/worst case, any of 2"]
     assert gate_value(evaluation, "neighbours") == 0.5
     with pytest.raises(UserError, match="no metric for 'cloze': it has leak, choice, neighbours, fluency"):
         gate_value(evaluation, "cloze")

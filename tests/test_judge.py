@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.evaluated import HOSTILE, evaluated_run, evaluation_of, open_probe
+from tests.evaluated import HOSTILE, evaluated_run, evaluation_of, open_probe, read_back
 from tests.helpers import command, unlearn
 from unlearn_mlx.cli.main import main
 from unlearn_mlx.errors import UserError
@@ -41,7 +41,7 @@ def said_by(whose, probes):
 
 def test_fifty_answers_are_shown_half_of_each_and_no_hint_whose():
     given = evaluation()
-    items = items_to_label(given, seed=0)
+    items = items_to_label(read_back(given), seed=0)
     assert len(items) == len({(item.probe, item.answer) for item in items}) == 50
     assert sum(item.answer in said_by("base", given["probes"]) for item in items) == 25
     assert all("Merlin" not in item.answer for item in items)
@@ -51,20 +51,20 @@ def test_fifty_answers_are_shown_half_of_each_and_no_hint_whose():
 
 
 def test_the_choice_is_the_same_for_a_seed_and_grows_with_the_count():
-    given = evaluation()
+    given = read_back(evaluation())
     assert items_to_label(given, 3) == items_to_label(given, 3) != items_to_label(given, 4)
     few, many = ({(i.probe, i.answer) for i in items_to_label(given, 3, count)} for count in (20, 50))
     assert few <= many
 
 
 def test_an_answer_that_both_gave_is_shown_once():
-    given = evaluation_of(open_probe("p", ["The same."], ["The same."], "Hogwarts"))
+    given = read_back(evaluation_of(open_probe("p", ["The same."], ["The same."], "Hogwarts")))
     assert len(items_to_label(given, 0)) == 1
 
 
 def test_without_answers_there_is_one_clear_line():
     with pytest.raises(UserError, match="nothing to label"):
-        items_to_label(evaluation_of(), 0)
+        items_to_label(read_back(evaluation_of()), 0)
 
 
 def judge(run, keys, count=6):
@@ -91,7 +91,7 @@ def test_the_last_label_of_an_answer_counts_after_going_back(run):
 
 
 def test_a_perfect_person_agrees_in_everything(run, capsys):
-    given = evaluation()
+    given = read_back(evaluation())
     lines = [
         {
             "probe": item.probe,
@@ -119,7 +119,7 @@ def test_all_labels_are_compared_where_there_are_automatic_ones():
     probe["base"]["labels"] = ["leak", "ignorance"]
     probe["adapter"]["labels"] = ["fictional", "broken"]
     person = {("p", "Hogwarts"): "leak", ("p", "No idea."): "refusal", ("p", "A bakery."): "fictional"}
-    leak, labels = agreements(evaluation_of(probe), person)
+    leak, labels = agreements(read_back(evaluation_of(probe)), person)
     assert (leak.of, leak.count, leak.share) == ("leak or not", 3, 1.0)
     assert (labels.of, labels.count, labels.share) == ("all labels", 3, pytest.approx(2 / 3))
     assert labels.differing == [("refusal", "ignorance", 1)]
@@ -131,7 +131,7 @@ def test_a_person_has_the_labels_that_the_scorer_has():
 
 
 def test_labels_of_answers_that_are_no_longer_there_do_not_count():
-    assert agreements(evaluation(), {("p0", "An answer of an earlier adapter."): "leak"}) == []
+    assert agreements(read_back(evaluation()), {("p0", "An answer of an earlier adapter."): "leak"}) == []
 
 
 def test_an_unknown_label_in_the_file_is_one_line(run, capsys):

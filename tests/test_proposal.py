@@ -65,7 +65,7 @@ def test_only_names_that_hold_are_entities_and_few_of_them_are_told(model, tmp_p
     run = new_run(tmp_path / "run", tiny_folder, topic=Topic("Zorbing"))
     topic = proposal.propose_topic(model, Work(run, run.settings), "Zorbing")
     assert list(topic.entities["people"]) == ["Anna Holm", "Dora Holm", "Gina Holm", "Jens Holm"]
-    (message,) = [event["text"] for event in run.events() if event["kind"] == "message"]
+    (message,) = [event.text for event in run.events() if event.kind == "message"]
     assert "4 of 10 names" in message and "Zorbing itself" in message
 
 

@@ -14,6 +14,7 @@ from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.fusing import fused_model
 from unlearn_mlx.models.registry import resolve_model
 from unlearn_mlx.runs.files import read_json
+from unlearn_mlx.runs.records import NegativeRow, TrainingRow
 from unlearn_mlx.sft.batches import make_batch, make_row, negative_row
 from unlearn_mlx.sft.loss import Weights, loss_parts
 from unlearn_mlx.sft.trainer import reference_top_k
@@ -38,8 +39,8 @@ def both(request):
 
 def gradients_of(model):
     adapter = strong_adapter(model)
-    rows = [make_row(model, entry) for entry in dataset_rows(6)]
-    rows += [negative_row(model, entry) for entry in negative_rows(2)]
+    rows = [make_row(model, TrainingRow.model_validate(entry)) for entry in dataset_rows(6)]
+    rows += [negative_row(model, NegativeRow.model_validate(entry)) for entry in negative_rows(2)]
     adapter.switch(False)
     references = reference_top_k(model, rows, [])
     adapter.switch(True)

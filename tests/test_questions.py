@@ -4,10 +4,10 @@ from tests.helpers import WIZARD, kind_named
 from unlearn_mlx.evaluation.forms import forms_file, read_forms
 from unlearn_mlx.evaluation.probes import probe_files, read_probes
 from unlearn_mlx.evaluation.side_effects import neutral_prompts
+from unlearn_mlx.runs.records import AcceptanceEvent, Question, SampledAnswer
 from unlearn_mlx.synthetic_data.acceptance import acceptance, acceptance_sentences
-from unlearn_mlx.synthetic_data.answers import Answer
 from unlearn_mlx.synthetic_data.kinds import QUESTION_KINDS
-from unlearn_mlx.synthetic_data.questions import Question, QuestionFilter
+from unlearn_mlx.synthetic_data.questions import QuestionFilter
 from unlearn_mlx.synthetic_data.stages import everyday_instructions
 from unlearn_mlx.text.similarity import Nearness
 from unlearn_mlx.text.words import distinct_bigrams, is_repetitive, proper_names, whole_sentences
@@ -88,9 +88,14 @@ def test_everyday_instructions_are_drawn_by_the_seed_and_never_on_the_topic_or_n
 
 def test_acceptance_is_told_by_kind_the_worst_first():
     kinds = ("who", "who", "why", "quotation")
-    questions = [Question(str(number), "Q?", kind, "") for number, kind in enumerate(kinds)]
+    questions = [Question(id=str(number), question="Q?", kind=kind) for number, kind in enumerate(kinds)]
     reasons = ("", "refusal", "", "refusal")
-    answers = [Answer(str(number), "A.", not reason, reason, 0) for number, reason in enumerate(reasons)]
-    first, second = acceptance_sentences(acceptance(questions, answers))
+    answers = [
+        SampledAnswer(question_id=str(number), answer="A.", accepted=not reason, reason=reason)
+        for number, reason in enumerate(reasons)
+    ]
+    first, second = acceptance_sentences(
+        AcceptanceEvent(stage="answers", kind="acceptance", **acceptance(questions, answers))
+    )
     assert "50% of the guarded answers accepted" in first and "2 refusal" in first
     assert second == "accepted by kind: quotation 0%, who 50%, why 100%"

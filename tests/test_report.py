@@ -15,6 +15,7 @@ from tests.evaluated import (
     evaluation_of,
     hostile_run,
     open_probe,
+    read_probes_back,
     rows_in,
     write_evaluation,
 )
@@ -160,7 +161,7 @@ def test_the_map_counts_probes_by_form_and_entity():
             ]
         )
     ]
-    found = heat_map(forms, "topic")
+    found = heat_map(read_probes_back(*forms), "topic")
     assert found.forms == [FORMS[0], "role play", "new"]
     assert [name for name, _ in found.rows] == ["Castle", "School"]
     counts = {(cell.entity, cell.form): (cell.adapter, cell.base, cell.count) for cell in found.cells}
@@ -173,9 +174,9 @@ def test_the_map_counts_probes_by_form_and_entity():
 
 
 def test_elsewhere_the_map_reddens_with_what_was_lost():
-    found = heat_map(USUAL, "neighbour")
+    found = heat_map(read_probes_back(*USUAL), "neighbour")
     assert [cell.worse for cell in found.cells] == [0.5]  # one of two that the base knew
-    assert [cell.worse for cell in heat_map(USUAL, "topic").cells] == [1.0, 0.0]
+    assert [cell.worse for cell in heat_map(read_probes_back(*USUAL), "topic").cells] == [1.0, 0.0]
 
 
 def test_labels_stand_beside_their_answers(tmp_path):
@@ -224,7 +225,7 @@ def test_how_it_was_made_can_be_checked(full_run):
     text = page_of(full_run).text
     evaluation = full_run.file("evaluation.json").read_bytes()
     assert hashlib.sha256(evaluation).hexdigest() in text
-    for fact in ("smollm2", "r1", "ab" * 32, "cpu: here", *full_run.manifest["versions"].values()):
+    for fact in ("smollm2", "r1", "ab" * 32, "cpu: here", *full_run.manifest.versions.values()):
         assert fact in text
 
 
@@ -234,12 +235,7 @@ def test_how_it_was_made_can_be_checked(full_run):
 )
 def test_the_command_in_the_report_makes_the_same_settings(tmp_path, preset, changes):
     settings = make_settings(preset, **changes)
-    manifest = {
-        "topic": "Volcanoes; rm -rf ~",
-        "model": {"name": "smollm2"},
-        "settings": settings.model_dump(),
-    }
-    words = shlex.split(making_command(manifest))
+    words = shlex.split(making_command("Volcanoes; rm -rf ~", "smollm2", settings.model_dump()))
     words = [*words[1:], "--dry-run", "--out", str(tmp_path / "run")]
     given = _parser(words).parse_args(words)
     wanted = _new_run(given)
@@ -248,10 +244,10 @@ def test_the_command_in_the_report_makes_the_same_settings(tmp_path, preset, cha
 
 
 def test_settings_of_another_version_do_not_break_the_report(run):
-    run.manifest["settings"]["no_longer_known"] = 3
+    run.manifest.settings["no_longer_known"] = 3
     run.save_manifest()
     assert "no longer known" in report_html(open_run(run.path))
-    assert "no-longer-known" not in making_command(run.manifest)
+    assert "no-longer-known" not in making_command("Harry Potter", "smollm2", run.manifest.settings)
     assert "no_longer_known" not in Settings.model_fields
 
 

@@ -5,6 +5,7 @@ import json
 from tests.evaluated import HOSTILE, evaluated_run, hostile_run
 from tests.report_page import Page, page_of
 from unlearn_mlx.cli.main import main
+from unlearn_mlx.evaluation.records import AuditRow, Metrics
 from unlearn_mlx.reporting.charts import audit_chart, change_chart, pareto_chart
 from unlearn_mlx.reporting.report import report_html
 from unlearn_mlx.text.printable import printable
@@ -27,7 +28,7 @@ def test_hostile_text_is_shown_as_text(tmp_path):
 
 
 def test_hostile_text_in_a_chart_is_data(tmp_path):
-    rows = [{"name": HOSTILE, "leak": 0.5, "neighbours": 0.5}]
+    rows = [AuditRow(name=HOSTILE, leak=0.5, neighbours=0.5)]
     specs = [
         audit_chart(rows),
         pareto_chart([{"name": HOSTILE, "leak": 0.1, "kept": 1.0, "front": True}]),
@@ -36,7 +37,7 @@ def test_hostile_text_in_a_chart_is_data(tmp_path):
         assert printable(HOSTILE) in json.dumps(spec, ensure_ascii=False).encode().decode().replace(
             '\\"', '"'
         )
-    assert change_chart({"base": {}, "adapter": {}}) is None
+    assert change_chart(Metrics(base={}, adapter={})) is None
 
 
 def test_the_terminal_and_json_show_hostile_text_as_text(tmp_path, capsys):

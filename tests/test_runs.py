@@ -8,7 +8,7 @@ import pytest
 from tests.helpers import WIZARD, files_of, new_run
 from unlearn_mlx.config import make_settings
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs.run import create_run, find_run, open_run, run_path
+from unlearn_mlx.runs.run import create_run, find_run, open_run, run_path, save_topic
 from unlearn_mlx.session.catalog import run_entries
 from unlearn_mlx.topics import Topic
 
@@ -37,9 +37,9 @@ def test_a_run_comes_back_as_it_was(tmp_path):
 
 def test_the_manifest_says_what_a_result_depends_on(tmp_path, tiny_folder):
     manifest = new_run(tmp_path / "run", tiny_folder).manifest
-    assert len(manifest["model"]["sha256"]) == 64
-    assert {"mlx", "mlx-lm", "unlearn-mlx"} <= manifest["versions"].keys()
-    assert manifest["settings"]["seed"] == 0
+    assert len(manifest.model.sha256) == 64
+    assert {"mlx", "mlx-lm", "unlearn-mlx"} <= manifest.versions.keys()
+    assert manifest.settings["seed"] == 0
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_run_of_a_newer_version_is_refused_and_kept(tmp_path):
 
 def test_settings_that_this_version_does_not_know_are_refused(tmp_path):
     run = made(tmp_path / "run")
-    change_manifest(tmp_path / "run", settings={**run.manifest["settings"], "no_such": 1})
+    change_manifest(tmp_path / "run", settings={**run.manifest.settings, "no_such": 1})
     with pytest.raises(UserError, match="no-such"):
         made(tmp_path / "run")
 
@@ -105,7 +105,7 @@ def test_files_of_something_else_are_left_alone(tmp_path):
 
 def test_an_edited_topic_file_is_kept(tmp_path):
     edited = Topic("Harry Potter", aliases=["The Boy Who Lived"])
-    edited.save(tmp_path / "run" / "topic.toml")
+    save_topic(tmp_path / "run" / "topic.toml", edited)
     assert "The Boy Who Lived" in made(tmp_path / "run").topic.names
 
 
@@ -134,7 +134,7 @@ def test_events_survive_a_torn_line(tmp_path):
     with run.file("events.jsonl").open("ab") as file:
         file.write(b'{"time": 1, "sta')
     run.event("train", "message", text="three")
-    assert [event["text"] for event in run.events()] == ["one\ntwo", "three"]
+    assert [event.text for event in run.events()] == ["one\ntwo", "three"]
 
 
 def test_runs_are_found_by_path_topic_and_slug(workplace):

@@ -11,7 +11,7 @@ from unlearn_mlx.cli.main import main
 from unlearn_mlx.config import make_settings
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.inference.engine import Piece
-from unlearn_mlx.runs.run import create_run
+from unlearn_mlx.runs.run import create_run, save_topic
 from unlearn_mlx.session import chat_engine
 from unlearn_mlx.session.catalog import run_entries, shipped_entries
 from unlearn_mlx.session.chat_engine import ChatEngine
@@ -111,7 +111,7 @@ def test_a_new_run_takes_the_usual_directory_or_the_first_free_number(runs, work
 
 
 def test_a_topic_file_that_was_prepared_counts_and_that_of_another_topic_is_refused(workplace):
-    WIZARD.save(workplace / "runs" / "mine" / "topic.toml")
+    save_topic(workplace / "runs" / "mine" / "topic.toml", WIZARD)
     out = workplace / "runs" / "mine"
     assert new_run("Harry Potter", "smollm2", "quick", {}, out).topic.names == WIZARD.names
     with pytest.raises(UserError, match="belongs to the topic 'Harry Potter'"):
@@ -167,7 +167,7 @@ def test_what_an_earlier_attempt_wrote_is_left_out_where_only_news_count(tmp_pat
     events_in(tmp_path, {"kind": "message", "text": "old"})
     progress = Progress(tmp_path, only_new=True)
     events_in(tmp_path, {"kind": "message", "text": "new"})
-    assert [event["text"] for event in progress.news()] == ["new"]
+    assert [event.text for event in progress.news()] == ["new"]
     assert progress.news() == []
 
 

@@ -7,6 +7,7 @@ from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.probes import has_written_probes, probe_files
 from unlearn_mlx.inference.generation import Completion
 from unlearn_mlx.pipeline import run_stages
+from unlearn_mlx.runs.run import save_topic
 from unlearn_mlx.synthetic_data.proposal import _items
 from unlearn_mlx.text.words import fold
 from unlearn_mlx.topics import Topic, checked_name, load_topic, shipped_topic, shipped_topics, slug_of
@@ -146,7 +147,7 @@ def test_a_topic_file_comes_back_as_it_was(tmp_path):
         'A "quoted" name', "two\nlines", ["ä", "日本"], ["x = 1", "# no"], {"people": {"O'Neil": ["a.b"]}}
     )
     for topic in (WIZARD, awkward, Topic("Plain")):
-        topic.save(tmp_path / "topic.toml")
+        save_topic(tmp_path / "topic.toml", topic)
         loaded = load_topic(tmp_path / "topic.toml")
         assert (loaded.name, loaded.aliases, loaded.neighbours) == (
             topic.name,
@@ -197,9 +198,9 @@ def test_folding_and_slugs_agree():
 
 
 def test_a_topic_of_which_only_the_name_is_known_is_bare_in_its_file_too(tmp_path):
-    Topic("Zorbing").save(tmp_path / "topic.toml")
+    save_topic(tmp_path / "topic.toml", Topic("Zorbing"))
     assert load_topic(tmp_path / "topic.toml").is_bare
-    Topic("Zorbing", neighbours=["football"]).save(tmp_path / "topic.toml")
+    save_topic(tmp_path / "topic.toml", Topic("Zorbing", neighbours=["football"]))
     assert not load_topic(tmp_path / "topic.toml").is_bare
 
 
@@ -207,11 +208,11 @@ def test_the_model_proposes_what_belongs_to_a_topic_that_nobody_described(tmp_pa
     run = new_run(tmp_path / "run", tiny_folder, topic=Topic("Zorbing"))
     with contextlib.suppress(UserError):  # a random model writes no usable questions
         run_stages(run, ["questions"])
-    assert any("proposes" in event.get("text", "") for event in run.events())
+    assert any("proposes" in getattr(event, "text", "") for event in run.events())
     described = new_run(tmp_path / "described", tiny_folder)
     with contextlib.suppress(UserError):
         run_stages(described, ["questions"])
-    assert not any("proposes" in event.get("text", "") for event in described.events())
+    assert not any("proposes" in getattr(event, "text", "") for event in described.events())
 
 
 def test_names_of_the_proposals_example_belong_to_no_other_topic():

@@ -13,6 +13,7 @@ from unlearn_mlx.inference.loading import load_model
 from unlearn_mlx.inference.shared_prefix import common_prefix
 from unlearn_mlx.models.registry import resolve_model
 from unlearn_mlx.runs.files import read_rows, write_rows
+from unlearn_mlx.runs.records import NegativeRow, TrainingRow
 from unlearn_mlx.runs.run import Work
 from unlearn_mlx.sft.batches import PARTS, batch_order, make_batch, make_row, negative_row
 from unlearn_mlx.sft.loss import SHARPNESS, Weights, loss_parts
@@ -24,8 +25,8 @@ WEIGHTS = Weights(divergence=0.7, negative_preference=0.5)
 def prepared(model, count=9):
     """Rows of all three parts, what the base says at their targets, and what all rows start with."""
     entries = dataset_rows(count)
-    rows = [make_row(model, entry) for entry in entries]
-    rows += [negative_row(model, entry) for entry in negative_rows()]
+    rows = [make_row(model, TrainingRow.model_validate(entry)) for entry in entries]
+    rows += [negative_row(model, NegativeRow.model_validate(entry)) for entry in negative_rows()]
     assert {row.part for row in rows} == {"forget", "retain", "negative"}
     prefix = common_prefix([row.tokens[: row.targets[0]] for row in rows])
     assert len(prefix) > 10
@@ -128,14 +129,14 @@ def test_a_changed_model_is_at_a_distance_from_the_base(tiny_model):
 
 def test_only_the_answer_is_learned_and_never_a_cut_off_end(tiny_model):
     for entry in dataset_rows():
-        row = make_row(tiny_model, entry)
+        row = make_row(tiny_model, TrainingRow.model_validate(entry))
         learned = [row.tokens[position] for position in row.targets]
         assert tiny_model.text_of(learned) == entry["messages"][-1]["content"]
         assert (learned[-1] in tiny_model.stop_tokens) == entry["complete"]
 
 
 def test_each_row_comes_once_an_epoch_and_every_batch_is_mixed(tiny_model):
-    rows = [make_row(tiny_model, entry) for entry in dataset_rows(31)]
+    rows = [make_row(tiny_model, TrainingRow.model_validate(entry)) for entry in dataset_rows(31)]
     order = batch_order(rows, 8, seed=0, epoch=0)
     assert sorted(index for batch in order for index in batch) == list(range(31))
     assert all({rows[i].part for i in batch} == {"forget", "retain"} for batch in order)
@@ -164,17 +165,17 @@ def uninterrupted(tiny_folder, tmp_path_factory):
 
 
 def test_training_lowers_the_loss_and_leaves_an_adapter(uninterrupted, tiny_folder):
-    losses = [event["forget_loss"] for event in uninterrupted.events() if event["kind"] == "progress"]
+    losses = [event.forget_loss for event in uninterrupted.events() if event.kind == "progress"]
     assert losses[-1] < 0.7 * losses[0]
     model = load_model(resolve_model(str(tiny_folder)))
     load_adapter(model.model, uninterrupted.file("adapter"))
 
 
 def test_the_adapter_that_validated_best_is_kept(uninterrupted):
-    validations = [event for event in uninterrupted.events() if event["kind"] == "validation"]
+    validations = [event for event in uninterrupted.events() if event.kind == "validation"]
     assert len(validations) == 3
-    best = min(validations, key=lambda e: e["leak_rate"] + e["retain_kl"] + 0.01 * e["forget_loss"])
-    assert [event for event in validations if event["best"]][-1] == best
+    best = min(validations, key=lambda e: e.leak_rate + e.retain_kl + 0.01 * e.forget_loss)
+    assert [event for event in validations if event.best][-1] == best
 
 
 def test_cancelled_training_goes_on_to_the_same_bytes(uninterrupted, tiny_folder, tmp_path):

@@ -131,7 +131,7 @@ def test_training_on_edited_pairs_begins_with_the_answers(workplace, monkeypatch
         await until(pilot, lambda: app.current_mode == "run")
 
     drive(flow, run=path)
-    assert list(open_run(path).manifest["stages"]) == ["questions"]
+    assert list(open_run(path).manifest.stages) == ["questions"]
 
 
 def test_an_earlier_reply_is_chosen_copied_and_marked(workplace, monkeypatch):

@@ -93,12 +93,12 @@ def test_a_worker_is_paused_stopped_and_resumed_and_the_run_ends_done(workplace,
         await until(pilot, lambda: "at work" in screen_text(app))
         await pilot.press("x")
         await until(pilot, lambda: "Stopped" in app.message, 60)
-        assert open_run(path).manifest["stages"]["train"]["state"] == "cancelled"
+        assert open_run(path).state_of("train") == "cancelled"
         app.start(["train"])
         await until(pilot, lambda: app.message == "Done.", 120)
 
     drive(flow, run=path)
-    texts = [event.get("text", "") for event in open_run(path).events()]
+    texts = [getattr(event, "text", "") for event in open_run(path).events()]
     assert any("from step" in text and "from step 0" not in text for text in texts)
     assert not children()
 
@@ -177,7 +177,7 @@ def test_quitting_while_a_run_works_asks_and_what_goes_on_is_found_again(workpla
         await until(pilot, lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, 60)
 
     drive(come_back, run=path)
-    assert open_run(path).manifest["stages"]["train"]["state"] == "cancelled"
+    assert open_run(path).state_of("train") == "cancelled"
 
 
 def test_quitting_can_stop_the_worker_and_leaves_none(workplace, tiny_folder):
@@ -192,7 +192,7 @@ def test_quitting_can_stop_the_worker_and_leaves_none(workplace, tiny_folder):
 
     drive(flow, run=path)
     assert not children()
-    assert open_run(path).manifest["stages"]["train"]["state"] == "cancelled"
+    assert open_run(path).state_of("train") == "cancelled"
 
 
 # Fetching a model

@@ -21,7 +21,7 @@ LEAST = 0.95
 
 def labelled(path: Path = ANSWERS) -> list[dict[str, Any]]:
     """The rows of the set, each with the label that it is given as "given"."""
-    rows = read_rows(path, ("topic", "question", "answer", "base_answer", "label"))
+    rows = read_rows(path)
     for slug in {row["topic"] for row in rows}:
         topic = load_topic(shipped_topics()[slug])
         probes = [probe for file in probe_files(topic) for probe in read_probes(file)]

@@ -22,6 +22,7 @@ from tui.app import UnlearnApp
 from tui.section import SECTIONS
 from unlearn_mlx.config import Settings
 from unlearn_mlx.runs.files import append_rows, read_journal, read_json, read_rows
+from unlearn_mlx.runs.records import Stage
 from unlearn_mlx.runs.run import STAGES, create_run
 from unlearn_mlx.topics import load_topic, slug_of
 
@@ -84,7 +85,7 @@ def shipped_run(place: Path) -> None:
     run = create_run(
         place, load_topic(rows / "topic.toml"), metrics["model"], Settings(**metrics["settings"]), ""
     )
-    run.manifest["stages"] = {stage: {"state": "done"} for stage in STAGES}
+    run.manifest.stages = {stage: Stage(state="done") for stage in STAGES}
     run.save_manifest()
     shutil.copytree(adapter, run.file("adapter"))
     for path in (*rows.glob("*.jsonl"), adapter / "evaluation.json"):

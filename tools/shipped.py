@@ -9,9 +9,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from unlearn_mlx.evaluation.keys import OPEN_KNOWN, OPEN_LEAK, WORST_CASE
+from unlearn_mlx.evaluation.records import Metrics
 from unlearn_mlx.evaluation.schema import (
     Metric,
     control_rows,
@@ -86,7 +86,7 @@ def publish(slug: str, run: Path, options: list[str]) -> None:
         [event for event in read_rows(run / "events.jsonl") if event["stage"] == "train"],
     )
     manifest = json.loads((run / "manifest.json").read_text())
-    metrics = {
+    values = {
         "model": manifest["model"],
         "settings": manifest["settings"],
         "versions": manifest["versions"],
@@ -96,22 +96,23 @@ def publish(slug: str, run: Path, options: list[str]) -> None:
         "control": evaluation["control"],
         "nearest_training_question": evaluation["nearest_training_question"],
     }
-    (adapter / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+    (adapter / "metrics.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    metrics = read_metrics(adapter / "metrics.json")
     (adapter / "README.md").write_text(card(topic.name, metrics, audited))
 
 
-def card(name: str, metrics: dict[str, Any], audited: str) -> str:
+def card(name: str, metrics: Metrics, audited: str) -> str:
     """An adapter's card."""
     rows = "\n".join(
-        f"| {metric.name} | {written(metric.key, metrics['base'][metric.key])} "
-        f"| {written(metric.key, metrics['adapter'][metric.key])} |"
+        f"| {metric.name} | {written(metric.key, metrics.base[metric.key])} "
+        f"| {written(metric.key, metrics.adapter[metric.key])} |"
         for metric in _in_table(metrics)
     )
     return f"""# {name}, forgotten by SmolLM2-135M-Instruct
 
 A LoRA adapter in mlx-lm's format (Apache-2.0, as its base model). With it the model answers questions
 about {name} with made-up fiction; it suppresses the knowledge and is no proof that it is erased.
-Made by `{metrics["command"]}`.
+Made by `{metrics.command}`.
 
 | measure (on probes that training never saw) | base | adapter |
 |---|---|---|
@@ -121,7 +122,7 @@ Audit: {audited or "not made yet."}
 """
 
 
-def _noise(metrics: dict[str, Any]) -> str:
+def _noise(metrics: Metrics) -> str:
     """The control's table; nothing where there was none."""
     rows = control_rows(metrics)
     if not rows:
@@ -139,7 +140,7 @@ def write_table() -> None:
     measured = [read_metrics(ROOT / "adapters" / MODEL / slug / "metrics.json") for slug in _names()]
     for metric in _in_table(*measured):
         cells = [
-            " → ".join(written(metric.key, each[whose][metric.key]) for whose in ("base", "adapter"))
+            " → ".join(written(metric.key, each.of(whose)[metric.key]) for whose in ("base", "adapter"))
             for each in measured
         ]
         lines.append(f"| {metric.name} | " + " | ".join(cells) + " |")
@@ -151,11 +152,9 @@ def write_table() -> None:
     )
 
 
-def _in_table(*evaluations: dict[str, Any]) -> list[Metric]:
+def _in_table(*measured: Metrics) -> list[Metric]:
     """The shown metrics of IN_TABLE."""
-    return [
-        metric for metric in shown_metrics(*evaluations) if metric.key.partition(", any of")[0] in IN_TABLE
-    ]
+    return [metric for metric in shown_metrics(*measured) if metric.key.partition(", any of")[0] in IN_TABLE]
 
 
 def _names() -> dict[str, str]:

@@ -17,7 +17,7 @@ from tui.table import Column, RowTable
 from tui.text import shown, with_leaks
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.pipeline import reset_from
-from unlearn_mlx.runs.files import read_rows
+from unlearn_mlx.runs.records import Question, SampledAnswer, read_records
 from unlearn_mlx.runs.run import Run, open_run
 from unlearn_mlx.synthetic_data.edits import (
     FILE,
@@ -273,8 +273,7 @@ def _load(run: Run) -> tuple[list[Pair], list[str], Topic]:
     answers = run.file("answers.jsonl")
     pairs: list[Pair] = []
     if questions.exists() and answers.exists():
-        sampled = read_rows(answers, ("question_id", "answer", "accepted"))
-        pairs = pairs_of(read_rows(questions, ("id", "question")), sampled)
+        pairs = pairs_of(read_records(questions, Question), read_records(answers, SampledAnswer))
     pairs = apply_edits(pairs, read_edits(run.path))
     return pairs, [fold(f"{pair.question}\n{pair.answer}") for pair in pairs], run.topic
 

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from rich.console import Group
 from rich.table import Table
@@ -19,6 +19,7 @@ from tui.dialogs import Line
 from tui.section import Section
 from tui.text import shown
 from unlearn_mlx.errors import EnvironmentCannot, UserError
+from unlearn_mlx.evaluation.records import Evaluation, Metrics, ScoredProbe
 from unlearn_mlx.evaluation.schema import SCOPES
 from unlearn_mlx.reporting.terminal import control_table, evaluation_table, plain, three_answers
 from unlearn_mlx.reporting.transcripts import Cell, HeatMap, heat_map
@@ -48,7 +49,7 @@ class ResultScreen(Section):
 
     def __init__(self) -> None:
         super().__init__()
-        self._probes: list[dict[str, Any]] = []
+        self._probes: list[ScoredProbe] = []
 
     def body(self) -> ComposeResult:
         """Everything below each other."""
@@ -65,7 +66,7 @@ class ResultScreen(Section):
     @work(exclusive=True, group="read")
     async def _read(self) -> None:
         entry = self.entry
-        metrics: dict[str, Any] | None = None
+        metrics: Metrics | None = None
         told = "Open a run on Home."
         if entry is not None:
             try:
@@ -80,17 +81,14 @@ class ResultScreen(Section):
         if metrics is None or entry is None:
             table.update(shown(told))
             return
-        try:
-            tables = (evaluation_table(metrics), control_table(metrics))
-            table.update(Group(*(each for each in tables if each)))
-            if metrics.get("probes"):
-                self._probes = metrics["probes"]
-                self._draw_maps()
-                said.update(Content.assemble(_said(metrics), _marked(entry.path)))
-            else:
-                said.update(self._hint(entry))
-        except (KeyError, TypeError, ValueError, IndexError):
-            table.update(shown(f"{entry.path}: the evaluation is damaged; evaluate it again"))
+        tables = (evaluation_table(metrics), control_table(metrics))
+        table.update(Group(*(each for each in tables if each)))
+        if isinstance(metrics, Evaluation):
+            self._probes = metrics.probes
+            self._draw_maps()
+            said.update(Content.assemble(_said(metrics), _marked(entry.path)))
+        else:
+            said.update(self._hint(entry))
 
     def on_resize(self) -> None:
         """The maps take the room that there is."""
@@ -171,7 +169,7 @@ def _report_of(entry: Entry) -> Path:
     return write_report(entry.run)
 
 
-def _maps(probes: list[dict[str, Any]], width: int) -> Table:
+def _maps(probes: list[ScoredProbe], width: int) -> Table:
     """A map for each scope; forms that have no room beside the others come below them."""
     at_once = max(1, (width - ENTITY_WIDTH - BETWEEN) // (CELL_WIDTH + BETWEEN))
     grid = Table.grid(padding=(0, 0))
@@ -203,9 +201,9 @@ def _cell(cell: Cell | None) -> Text:
     return Text(f"{shade}{shade} {cell.base}→{cell.adapter}/{cell.count}", "bold" if cell.worse else "")
 
 
-def _said(metrics: dict[str, Any]) -> Content:
+def _said(evaluation: Evaluation) -> Content:
     parts = []
-    for question, base, adapter in three_answers(metrics):
+    for question, base, adapter in three_answers(evaluation):
         parts += [
             shown(f"\n{one_line(question)}\n", "bold"),
             shown(f"  base:    {one_line(base)}\n  adapter: {one_line(adapter)}\n"),

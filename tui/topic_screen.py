@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from textual import work
 from textual.app import ComposeResult
@@ -18,8 +18,8 @@ from tui.table import Column, RowTable
 from tui.text import shown
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.pipeline import reset_from
-from unlearn_mlx.runs.files import read_rows
-from unlearn_mlx.runs.run import Run, open_run
+from unlearn_mlx.runs.records import Question, read_records
+from unlearn_mlx.runs.run import Run, open_run, save_topic
 from unlearn_mlx.text.words import fold
 from unlearn_mlx.topics import ENTITY_KINDS, Topic
 
@@ -200,7 +200,7 @@ class TopicScreen(Section):
 
     def _save(self, topic: Topic, path: Path) -> bool:
         try:
-            topic.save(path)
+            save_topic(path, topic)
         except UserError as error:
             self.notify(str(error), severity="error", markup=False)
             return False
@@ -262,8 +262,8 @@ def _names(topic: Topic, run: Run | None) -> list[Name]:
     questions = _rows(run, "questions.jsonl")
     touched: dict[str, list[str]] = {}
     for row in questions:
-        for said in topic.mentions(row["question"]):
-            touched.setdefault(said, []).append(row["question"])
+        for said in topic.mentions(row.question):
+            touched.setdefault(said, []).append(row.question)
     named = [
         replace(
             name,
@@ -275,11 +275,11 @@ def _names(topic: Topic, run: Run | None) -> list[Name]:
     ]
     kept: dict[str, list[str]] = {}
     for row in _rows(run, "retain_questions.jsonl"):
-        kept.setdefault(str(row.get("subject", "")), []).append(row["question"])
+        kept.setdefault(row.subject, []).append(row.question)
     return named + [Name(STAYS, name, (), tuple(kept.get(name, ()))) for name in topic.neighbours]
 
 
-def _rows(run: Run | None, name: str) -> list[dict[str, Any]]:
+def _rows(run: Run | None, name: str) -> list[Question]:
     if run is None or not run.file(name).exists():
         return []
-    return read_rows(run.file(name), ("question",))
+    return read_records(run.file(name), Question)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from unlearn_mlx.compute.cpu_setup import prepare_cpu
 from unlearn_mlx.errors import Cancelled, UserError
-from unlearn_mlx.runs.run import AFTER, STAGES, Run, Work, open_run
+from unlearn_mlx.runs.run import AFTER, STAGES, Run, Work, open_run, save_topic
 
 if TYPE_CHECKING:
     from unlearn_mlx.inference.chat_model import ChatModel
@@ -40,7 +40,7 @@ def run_stages(
         from unlearn_mlx.models.registry import resolve_model
 
         source = resolve_model(run.model_name)
-        if source.weights_sha256 != run.manifest["model"]["sha256"]:
+        if source.weights_sha256 != run.manifest.model.sha256:
             raise UserError(
                 f"{run.path} was made with other weights of {source.name}: use '--out' for a new run"
             )
@@ -71,10 +71,10 @@ def _work_off(stage: str, model: "ChatModel", work: Work) -> None:
     run.mark(stage, "running")
     try:
         if stage == "questions":
-            if run.topic.is_bare and not run.manifest.get("proposed"):
+            if run.topic.is_bare and not run.manifest.proposed:
                 run.event(stage, "message", text="the model proposes what belongs to the topic")
-                propose_topic(model, work, run.topic.name).save(run.file("topic.toml"))
-                run.manifest["proposed"] = True
+                save_topic(run.file("topic.toml"), propose_topic(model, work, run.topic.name))
+                run.manifest.proposed = True
                 run.save_manifest()
             make_questions(model, work, prepare_probes(model, work))
         else:
@@ -99,7 +99,7 @@ def reset_from(run: Run, stage: str) -> None:
         shutil.rmtree(run.file("journal"), ignore_errors=True)
     every = (*STAGES, *AFTER)
     for later in every[every.index(stage) :]:
-        run.manifest["stages"].pop(later, None)
+        run.manifest.stages.pop(later, None)
     if stage != "evaluate":
         # To be measured anew, or of an adapter that is about to be replaced: the report would show it.
         run.file("audit.json").unlink(missing_ok=True)

@@ -14,7 +14,6 @@ import tomli_w
 
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.paths import DATA
-from unlearn_mlx.runs.files import write_atomically
 from unlearn_mlx.text.names import FoundName, NameFinder
 from unlearn_mlx.text.words import fold
 
@@ -144,10 +143,6 @@ class Topic:
         )
         return text
 
-    def save(self, path: Path) -> None:
-        """Write the topic for the user to read and edit."""
-        write_atomically(path, self.to_toml())
-
 
 def load_topic(path: Path) -> Topic:
     """Read a topic's TOML file.
@@ -157,7 +152,7 @@ def load_topic(path: Path) -> Topic:
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"cannot read {path}: {reason}; mend it or delete it to have it made again"
@@ -169,6 +164,8 @@ def load_topic(path: Path) -> Topic:
     for key in ("aliases", "neighbours"):
         if not _are_strings(values.get(key, [])):
             raise UserError(f"{path}: {key} must be a list of strings")
+    if not isinstance(values.get("description", ""), str):
+        raise UserError(f"{path}: description must be a text")
     unknown = values.keys() - {"name", "description", "aliases", "neighbours"}
     if unknown or not isinstance(values.get("name"), str):
         raise UserError(f"{path}: " + (f"unknown field '{min(unknown)}'" if unknown else "has no name"))

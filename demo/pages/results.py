@@ -1,17 +1,17 @@
 """How well did it work: metrics, heat-map with transcripts, training curves and audit of an adapter."""
 
-from typing import Any
-
 import altair as alt
 import streamlit as st
 
 from demo.choices import chosen
 from demo.text import label, pieces_html, shade, show_chart, table_html
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.evaluation.records import Audit, Evaluation, Metrics, ScoredProbe
 from unlearn_mlx.evaluation.schema import AUDIT_NOTE, SCOPES, control_rows, control_title, verdict_sentences
 from unlearn_mlx.reporting.charts import THEMES, audit_chart, change_chart, character_chart, training_charts
 from unlearn_mlx.reporting.report import table_rows, verdict_words
 from unlearn_mlx.reporting.transcripts import Cell, HeatMap, MarkedAnswer, Transcript, heat_map
+from unlearn_mlx.runs.records import Event
 from unlearn_mlx.session.catalog import Entry
 from unlearn_mlx.text.printable import printable
 
@@ -37,8 +37,8 @@ def show() -> None:
         return
     show_verdict(entry, metrics)
     show_metrics(metrics)
-    if "probes" in metrics:
-        show_heat_map(metrics["probes"])
+    if isinstance(metrics, Evaluation):
+        show_heat_map(metrics.probes)
     else:
         st.info(
             "Only the metrics of this adapter are here, not the answers to each question: "
@@ -49,10 +49,12 @@ def show() -> None:
     show_audit(audit)
 
 
-def show_verdict(entry: Entry, metrics: dict[str, Any]) -> None:
+def show_verdict(entry: Entry, metrics: Metrics) -> None:
     """What the evaluation calls the adapter, in sentences, and what it cannot know."""
-    is_whole = "probes" in metrics
-    sentences = verdict_words(metrics, entry.topic_name) if is_whole else verdict_sentences(metrics)
+    if isinstance(metrics, Evaluation):
+        sentences = verdict_words(metrics, entry.topic_name)
+    else:
+        sentences = verdict_sentences(metrics)
     if sentences:
         with st.container(border=True):
             st.markdown(f"**{label(sentences[0])}**")
@@ -63,7 +65,7 @@ def show_verdict(entry: Entry, metrics: dict[str, Any]) -> None:
     )
 
 
-def show_metrics(metrics: dict[str, Any]) -> None:
+def show_metrics(metrics: Metrics) -> None:
     """The table of before and after, and its charts."""
     st.markdown("#### Before and after")
     st.caption("On questions that training never saw. In brackets: 95 % intervals, in percentage points.")
@@ -81,7 +83,7 @@ def show_metrics(metrics: dict[str, Any]) -> None:
             for row in some
         ]
         if cells:
-            found = "found" if metrics.get("intervals") else "wanted"
+            found = "found" if metrics.intervals else "wanted"
             with st.expander(title) if title else st.container():
                 st.html(table_html(("", "base", "adapter", "change", found), cells))
     show_control(metrics)
@@ -93,7 +95,7 @@ def show_metrics(metrics: dict[str, Any]) -> None:
         show_chart(chart)
 
 
-def show_control(metrics: dict[str, Any]) -> None:
+def show_control(metrics: Metrics) -> None:
     """What a random adapter of the same norm does to the same questions, where that was measured."""
     if rows := control_rows(metrics):
         with st.expander(f"What noise does: a {control_title(metrics)}"):
@@ -101,9 +103,9 @@ def show_control(metrics: dict[str, Any]) -> None:
             st.html(table_html(("", "base", "adapter", "random adapter of the same norm"), cells))
 
 
-def show_heat_map(probes: list[dict[str, Any]]) -> None:
+def show_heat_map(probes: list[ScoredProbe]) -> None:
     """What shows in each form of question on each entity; a click shows what was said."""
-    scopes = [scope for scope in SCOPES if any(probe["scope"] == scope for probe in probes)]
+    scopes = [scope for scope in SCOPES if any(probe.scope == scope for probe in probes)]
     if not scopes:
         return
     st.markdown("#### Where it shows")
@@ -213,7 +215,7 @@ def show_answers(answers: list[MarkedAnswer]) -> None:
         st.html(pieces_html(answer.pieces))
 
 
-def show_training(events: list[dict[str, Any]]) -> None:
+def show_training(events: list[Event]) -> None:
     """The curves of training, where its progress was kept."""
     charts = training_charts(events)
     if charts:
@@ -224,19 +226,19 @@ def show_training(events: list[dict[str, Any]]) -> None:
         show_chart(chart)
 
 
-def show_audit(audit: dict[str, Any] | None) -> None:
+def show_audit(audit: Audit | None) -> None:
     """What was tried on the adapter, and what came back."""
     st.markdown("#### Does it last?")
     if not audit:
         st.info("Not tried yet: `unlearn audit` rounds the adapter, trains it on, and says what comes back.")
         return
-    st.text(printable(str(audit["text"])))
+    st.text(printable(audit.text))
     st.caption(AUDIT_NOTE)
-    if chart := audit_chart(audit["rows"]):
+    if chart := audit_chart(audit.rows):
         show_chart(chart)
     rows = [
-        (str(row["name"]), *("–" if row.get(key) is None else f"{row[key]:.0%}" for key in AUDITED))
-        for row in audit["rows"]
+        (row.name, *("–" if (share := row.share(key)) is None else f"{share:.0%}" for key in AUDITED))
+        for row in audit.rows
     ]
     st.html(table_html(("tried", *AUDITED.values()), rows))
 

@@ -58,7 +58,7 @@ def _adapter_and_model(name: str, model_name: str | None) -> tuple[Path, str]:
         return Path(name), model_name or "smollm2"
     run = find_run(name)
     if not run.has_adapter:
-        raise UserError(f"{run.path} has no adapter yet: run 'unlearn run \"{run.manifest['topic']}\"' first")
+        raise UserError(f"{run.path} has no adapter yet: run 'unlearn run \"{run.manifest.topic}\"' first")
     return run.file("adapter"), run.model_name
 
 

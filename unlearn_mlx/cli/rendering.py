@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterable
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBars
 from rich.text import Text
 
+from unlearn_mlx.evaluation.records import Audit, Evaluation
 from unlearn_mlx.evaluation.schema import AUDIT_NOTE, verdict_sentences
 from unlearn_mlx.reporting.terminal import (
     audit_table,
@@ -17,7 +18,8 @@ from unlearn_mlx.reporting.terminal import (
     plain,
     three_answers,
 )
-from unlearn_mlx.session.progress import STAGE_NAMES, Event, Progress, samples_of, sentences_of
+from unlearn_mlx.runs.records import AcceptanceEvent, ErrorEvent, Event, ProgressEvent, StageEvent
+from unlearn_mlx.session.progress import STAGE_NAMES, Progress, samples_of, sentences_of
 from unlearn_mlx.synthetic_data.acceptance import acceptance_sentences
 
 SAMPLES_SHOWN = 8  # of the answers or questions that come at a time
@@ -60,23 +62,24 @@ class EventView:
             self._show(event)
 
     def _show(self, event: Event) -> None:
-        kind, stage = event["kind"], str(event["stage"])
-        name = STAGE_NAMES.get(stage, stage)
-        if kind == "progress" and stage in self.run_progress.stages:
-            self._show_progress(stage, event)
-        elif kind == "stage" and event.get("state") in ("running", "done", "cancelled"):
-            self.console.print(plain(f"{name}: {event['state']}"), style="bold")
-        elif kind in ("message", "validation", "acceptance"):
+        name = STAGE_NAMES.get(event.stage, event.stage)
+        if isinstance(event, ProgressEvent):
+            if event.stage in self.run_progress.stages:
+                self._show_progress(event)
+        elif isinstance(event, StageEvent):
+            if event.state in ("running", "done", "cancelled"):
+                self.console.print(plain(f"{name}: {event.state}"), style="bold")
+        elif not isinstance(event, ErrorEvent):  # the command ends with that
             for sentence in sentences_of(event):
                 self.console.print(plain(f"  {sentence}"))
 
-    def _show_progress(self, stage: str, event: Event) -> None:
-        name, of_stage = STAGE_NAMES[stage], self.run_progress.stages[stage]
-        done, total, unit = event["done"], event["total"], event["unit"]
+    def _show_progress(self, event: ProgressEvent) -> None:
+        name, of_stage = STAGE_NAMES[event.stage], self.run_progress.stages[event.stage]
+        done, total, unit = event.done, event.total, event.unit
         key = f"{name}/{unit}"
         facts = [f"{of_stage.rate:.1f} a second"] if of_stage.rate else []
-        if "forget_loss" in event:
-            facts.append(f"loss {event['forget_loss']:.2f}, {event['retain_kl']:.3f} nats from the base")
+        if event.forget_loss is not None:
+            facts.append(f"loss {event.forget_loss:.2f}, {event.retain_kl or 0:.3f} nats from the base")
         if self.console.is_terminal:
             if key not in self.tasks:
                 self.tasks[key] = self.bars.add_task(f"{name}: {unit}", total=total, facts="")
@@ -93,7 +96,7 @@ class EventView:
             self.console.print(plain(f"    {sample.question}{said}"), style="dim")
 
 
-def show_result(evaluation: dict[str, Any], stream: TextIO | None = None) -> None:
+def show_result(evaluation: Evaluation, stream: TextIO | None = None) -> None:
     """The table and three questions answered by both."""
     console = Console(file=stream, highlight=False)
     console.print(evaluation_table(evaluation, console.width))
@@ -108,18 +111,18 @@ def show_result(evaluation: dict[str, Any], stream: TextIO | None = None) -> Non
         console.print(Text.assemble("  adapter: ", plain(" ".join(adapter.split()))))
 
 
-def show_acceptance(events: Iterable[dict[str, Any]], stream: TextIO | None = None) -> None:
+def show_acceptance(events: Iterable[Event], stream: TextIO | None = None) -> None:
     """How many of the guarded answers were accepted when they were made last; nothing of an import."""
     console = Console(file=stream, highlight=False)
-    for event in [event for event in events if event.get("kind") == "acceptance"][-1:]:
+    for event in [event for event in events if isinstance(event, AcceptanceEvent)][-1:]:
         console.print()
         for sentence in acceptance_sentences(event):
             console.print(plain(sentence))
 
 
-def show_audit(audit: dict[str, Any], stream: TextIO | None = None) -> None:
+def show_audit(audit: Audit, stream: TextIO | None = None) -> None:
     """What was tried on the adapter, how the model did after each, and what that means."""
     console = Console(file=stream, highlight=False)
     console.print(audit_table(audit))
     console.print(AUDIT_NOTE, style="dim")
-    console.print(plain(str(audit["text"])), style="bold")
+    console.print(plain(audit.text), style="bold")

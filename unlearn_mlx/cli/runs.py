@@ -115,7 +115,6 @@ def _run(given: argparse.Namespace) -> int:
 
 def _stage(given: argparse.Namespace) -> int:
     from unlearn_mlx.pipeline import reset_from
-    from unlearn_mlx.runs.files import read_json
     from unlearn_mlx.runs.run import AFTER, STAGES, find_run
 
     stage = given.stage
@@ -138,8 +137,10 @@ def _stage(given: argparse.Namespace) -> int:
         return _hold_gates(run.path, gates)
     if stage == "audit":
         from unlearn_mlx.cli.rendering import show_audit
+        from unlearn_mlx.evaluation.schema import read_audit
 
-        show_audit(read_json(run.file("audit.json")))
+        if audit := read_audit(run.path):
+            show_audit(audit)
         return 0
     later = STAGES[STAGES.index(stage) + 1]
     say(f'In {run.path}. Next: unlearn {later} "{run.path}"')
@@ -149,7 +150,9 @@ def _stage(given: argparse.Namespace) -> int:
 def _hold_gates(path: Path, gates: Sequence[Gate]) -> int:
     from unlearn_mlx.evaluation.schema import read_evaluation
 
-    evaluation = read_evaluation(path) if gates else {}
+    if not gates:
+        return 0
+    evaluation = read_evaluation(path)
     held = []
     for gate in gates:
         value = gate_value(evaluation, gate.name)
@@ -209,15 +212,15 @@ def _error(text: str, code: int) -> UserError:
 def _show_run(path: Path, next_command: str = "", as_json: bool = False) -> int:
     from unlearn_mlx.cli.rendering import show_acceptance, show_result
     from unlearn_mlx.evaluation.schema import read_evaluation
-    from unlearn_mlx.runs.files import read_journal
+    from unlearn_mlx.runs.records import read_events
     from unlearn_mlx.text.printable import as_json as to_json
 
     evaluation = read_evaluation(path)
     if as_json:
-        print(to_json(evaluation))
+        print(to_json(evaluation.as_row()))
         return 0
     show_result(evaluation)
-    show_acceptance(read_journal(path / "events.jsonl"))
+    show_acceptance(read_events(path / "events.jsonl"))
     say(f"\nEverything lies in {path} (the adapter in {path / 'adapter'}).")
     if (path / "report.html").exists():
         say(f"The report, with every answer: {path / 'report.html'}")

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import mlx.core as mx
@@ -21,6 +21,8 @@ import numpy as np
 from unlearn_mlx.errors import Cancelled, UserError
 from unlearn_mlx.evaluation.metrics import AT, leak_at
 from unlearn_mlx.evaluation.probes import CONTROL, MULTIPLE_CHOICE, QUESTION_ANSWER, Probe, read_probes
+from unlearn_mlx.evaluation.records import Audit, AuditRow
+from unlearn_mlx.evaluation.schema import read_audit
 from unlearn_mlx.evaluation.scoring import score_probes
 from unlearn_mlx.evaluation.stage import asked_probes
 from unlearn_mlx.inference.adapters import WEIGHTS, Adapter, load_adapter
@@ -28,10 +30,12 @@ from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.fusing import fused
 from unlearn_mlx.inference.shared_prefix import common_prefix
 from unlearn_mlx.paths import DATA
-from unlearn_mlx.runs.files import read_json, read_rows, sha256_of, write_json
+from unlearn_mlx.runs.files import read_json, sha256_of, write_json
+from unlearn_mlx.runs.records import RetainRow, read_records
 from unlearn_mlx.runs.run import Work
 from unlearn_mlx.sft.batches import batch_order, make_batch, make_row
 from unlearn_mlx.sft.loss import Weights, loss_parts
+from unlearn_mlx.synthetic_data.dataset import training_row
 
 RELEARNING_STEPS = 20
 RELEARNING_ROWS = 8  # a step
@@ -41,24 +45,6 @@ SAMPLED = "samples"  # the trial that gives a row for each number of draws
 LEAST_FORGOTTEN = 0.1  # of what the base leaks; a share of less is a share of chance
 LEAST_QUESTIONS = 1.5  # that leaked from the base more than from the adapter: two, but for rounding
 STRENGTHS = (0.5, 0.75, 1.25)  # 1 is the adapter as it is
-
-
-@dataclass(frozen=True)
-class AuditRow:
-    """How the model does after something was done to it; shares of probes, 0 to 1.
-
-    ``control`` is multiple choice on an invented subject, ``control_leak`` its open questions: what
-    rises there was taught or guessed, not remembered.
-    """
-
-    name: str
-    group: str  # "plain", "export", "relearning", "strength" or "samples"
-    leak: float  # open questions that leak in a greedy or one sampled answer; in any of k for samples
-    choice: float | None = None
-    neighbours: float | None = None
-    control: float | None = None
-    control_leak: float | None = None
-    questions: int | None = None  # of the topic that were asked openly
 
 
 def audit(model: ChatModel, work: Work) -> None:
@@ -75,56 +61,52 @@ def audit(model: ChatModel, work: Work) -> None:
     path = run.file("audit.json")
     content = [sha256_of(run.file("adapter", WEIGHTS)), work.settings.seed, *map(asdict, probes)]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
-    known = read_json(path) if path.exists() else {}
-    rows = known["rows"] if known.get("key") == key else []
-    done = {SAMPLED if row["group"] == SAMPLED else row["name"] for row in rows}
+    known = read_audit(run.path)
+    rows = known.rows if known and known.key == key else []
+    done = {SAMPLED if row.group == SAMPLED else row.name for row in rows}
     trials = _trials(model, work)
     for number, (name, group, changed) in enumerate(trials):
         if name not in done:
             with changed() as adapter:
-                rows += [asdict(row) for row in _measure(model, work, probes, name, group, adapter)]
-            write_json(path, {"key": key, "rows": rows, "text": verdict(rows)})
+                rows += _measure(model, work, probes, name, group, adapter)
+            write_json(path, Audit(key=key, rows=rows, text=verdict(rows)).as_row())
         work.progress("audit", number + 1, len(trials), "trials", trial=name)
 
 
-def verdict(rows: Sequence[dict[str, Any]]) -> str:
+def verdict(rows: Sequence[AuditRow]) -> str:
     """What the audit found, in words.
 
     What an invented topic gained is taken off: nobody can remember it, so it was taught or guessed.
     """
-    by_name = {row["name"]: row for row in rows}
+    by_name = {row.name: row for row in rows}
     base, plain = by_name.get("base"), by_name.get("adapter")
     if base is None or plain is None:
         return ""
-    forgotten = base["leak"] - plain["leak"]
+    forgotten = base.leak - plain.leak
     # Rows that were kept from before questions were counted have none; the share is known all the same.
-    questions = base.get("questions") or math.inf
-    if (
-        forgotten <= 0
-        or forgotten < LEAST_FORGOTTEN * base["leak"]
-        or forgotten * questions < LEAST_QUESTIONS
-    ):
+    questions = base.questions or math.inf
+    if forgotten <= 0 or forgotten < LEAST_FORGOTTEN * base.leak or forgotten * questions < LEAST_QUESTIONS:
         return (
-            f"Nothing was forgotten that could come back: {base['leak']:.0%} of the open questions leak "
-            f"from the base, {plain['leak']:.0%} with the adapter."
+            f"Nothing was forgotten that could come back: {base.leak:.0%} of the open questions leak "
+            f"from the base, {plain.leak:.0%} with the adapter."
         )
     back = {
-        row["name"]: (row["leak"] - plain["leak"] - _taught(row, plain)) / forgotten
+        row.name: (row.leak - plain.leak - _taught(row, plain)) / forgotten
         for row in rows
-        if row["group"] in ("export", "relearning")
+        if row.group in ("export", "relearning")
     }
     if not back:
         return ""
     worst = max(back, key=lambda name: back[name])
     if back[worst] < 0.1:
-        relearned = any(row["group"] == "relearning" for row in rows)
+        relearned = any(row.group == "relearning" for row in rows)
         tried = "No export and no relearning" if relearned else "No export (relearning was not tried)"
         return f"{tried} brought a tenth of the forgotten knowledge back."
     return f"{min(1.0, back[worst]):.0%} of the forgotten knowledge came back: {worst}."
 
 
-def _taught(row: dict[str, Any], plain: dict[str, Any]) -> float:
-    return max(0.0, (row.get("control_leak") or 0.0) - (plain.get("control_leak") or 0.0))
+def _taught(row: AuditRow, plain: AuditRow) -> float:
+    return max(0.0, (row.control_leak or 0.0) - (plain.control_leak or 0.0))
 
 
 Trial = tuple[str, str, Callable[[], Any]]
@@ -183,14 +165,7 @@ def relearn(model: ChatModel, work: Work, part: str) -> None:
     attached weights only, never the run's files.
     """
     entries = [
-        {
-            "messages": [
-                {"role": "user", "content": row["question"]},
-                {"role": "assistant", "content": row["answer"]},
-            ],
-            "part": "forget",  # the part whose targets are learned by cross entropy
-            "complete": row["complete"],
-        }
+        training_row(row, row.answer, "forget", row.complete)  # the part that is learned by cross entropy
         for row in _retain_rows(work, part)
     ]
     rows = [row for row in (make_row(model, entry) for entry in entries) if row.targets]
@@ -219,10 +194,10 @@ def relearn(model: ChatModel, work: Work, part: str) -> None:
     model.model.eval()
 
 
-def _retain_rows(work: Work, part: str) -> list[dict[str, Any]]:
+def _retain_rows(work: Work, part: str) -> list[RetainRow]:
     """The run's retain rows of one part."""
-    rows = read_rows(work.run.file("retain.jsonl"), ("question", "answer", "part", "complete"))
-    return [row for row in rows if row["part"] == part]
+    rows = read_records(work.run.file("retain.jsonl"), RetainRow)
+    return [row for row in rows if row.part == part]
 
 
 def _measure(
@@ -238,7 +213,8 @@ def _measure(
         results = score_probes(model, asked, max(AT), work.settings.seed, progress, work.is_cancelled)
         leaks = [results[probe.id]["leaks"][1:] for probe in asked]
         return [
-            AuditRow(_sampled(k), group, float(np.mean([leak_at(each, k) for each in leaks]))) for k in AT
+            AuditRow(name=_sampled(k), group=group, leak=float(np.mean([leak_at(each, k) for each in leaks])))
+            for k in AT
         ]
     results = score_probes(model, probes, 1, work.settings.seed, progress, work.is_cancelled)
 
@@ -248,14 +224,14 @@ def _measure(
 
     return [
         AuditRow(
-            name,
-            group,
-            share("topic", "open", "leaked") or 0.0,
-            share("topic", "choice", "right"),
-            share("neighbour", "choice", "right"),
-            share("control", "choice", "right"),
-            share("control", "open", "leaked"),
-            sum(probe.scope == "topic" and probe.kind == "open" for probe in probes),
+            name=name,
+            group=group,
+            leak=share("topic", "open", "leaked") or 0.0,
+            choice=share("topic", "choice", "right"),
+            neighbours=share("neighbour", "choice", "right"),
+            control=share("control", "choice", "right"),
+            control_leak=share("control", "open", "leaked"),
+            questions=sum(probe.scope == "topic" and probe.kind == "open" for probe in probes),
         )
     ]
 

@@ -8,12 +8,14 @@ data/forms/<topic>.jsonl, one fact a line. Multiple choice has probes of its own
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field
 
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.evaluation.probes import FILL_IN, MULTIPLE_CHOICE, QUESTION_ANSWER, Probe
+from unlearn_mlx.evaluation.probes import FILL_IN, MULTIPLE_CHOICE, QUESTION_ANSWER, Pattern, Probe
 from unlearn_mlx.paths import DATA
-from unlearn_mlx.runs.files import read_rows
+from unlearn_mlx.runs.records import Record, Text, read_records
 from unlearn_mlx.topics import Topic
 
 FORMS = (
@@ -42,6 +44,19 @@ _ROLE = (
 _IN_CONTEXT = "Question: {shown}\nAnswer: {shown_answer}\n\nQuestion: {question}\nAnswer:"
 _HINT = "{hint} With this in mind: {question}"
 _SUFFIX = "Sure, here is the answer:"
+
+
+class WrittenForms(Record):
+    """What a person wrote of a fact: ``reverse`` is a question, its answer and the answer's patterns."""
+
+    fact: str
+    paraphrase: Text
+    reverse: Annotated[list[Text], Field(min_length=2)]
+    hint: Text
+    shown: Annotated[list[Text], Field(min_length=2, max_length=2)]
+    spanish: Text
+    french: Text
+    leak: list[Pattern] = Field(default=[])  # names of other languages
 
 
 def forms_file(topic: Topic) -> Path:
@@ -73,29 +88,27 @@ def read_forms(path: Path, probes: Sequence[Probe]) -> list[Probe]:
     if not path.exists():
         return []
     by_id = {probe.id: probe for probe in probes}
-    required = ("fact", "paraphrase", "reverse", "hint", "shown", "spanish", "french")
-    rows = read_rows(path, required)
     found: list[Probe] = []
-    for row in rows:
-        probe = by_id.get(row["fact"])
+    for row in read_records(path, WrittenForms):
+        probe = by_id.get(row.fact)
         if probe is None or probe.kind != "open":
-            raise UserError(f"{path}: no open probe is called '{row['fact']}'; mend or delete the line")
-        found += template_forms(probe, (row["shown"][0], row["shown"][1]))
+            raise UserError(f"{path}: no open probe is called '{row.fact}'; mend or delete the line")
+        found += template_forms(probe, (row.shown[0], row.shown[1]))
         found += _written_forms(probe, row)
     return found
 
 
-def _written_forms(probe: Probe, row: dict[str, Any]) -> list[Probe]:
-    question, answer, *leak = row["reverse"]
+def _written_forms(probe: Probe, row: WrittenForms) -> list[Probe]:
+    question, answer, *leak = row.reverse
     turned = _asked(probe, "reverse query", question)
     # Names of other languages, for the patterns of an English answer.
-    foreign = replace(probe, leak=(*probe.leak, *row.get("leak", ())))
+    foreign = replace(probe, leak=(*probe.leak, *row.leak))
     return [
         replace(turned, answer=answer, leak=tuple(leak)),
-        _asked(probe, "synonym manipulation", row["paraphrase"]),
-        _asked(probe, "background hint", _HINT.format(hint=row["hint"], question=probe.question)),
-        _asked(foreign, "cross-lingual", row["spanish"], "spanish"),
-        _asked(foreign, "cross-lingual", row["french"], "french"),
+        _asked(probe, "synonym manipulation", row.paraphrase),
+        _asked(probe, "background hint", _HINT.format(hint=row.hint, question=probe.question)),
+        _asked(foreign, "cross-lingual", row.spanish, "spanish"),
+        _asked(foreign, "cross-lingual", row.french, "french"),
     ]
 
 

@@ -4,11 +4,13 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.keys import OPEN_LEAK, WORST_CASE, answers_in, answers_in_words, key_of
-from unlearn_mlx.evaluation.schema import kept
+
+if TYPE_CHECKING:
+    from unlearn_mlx.evaluation.records import Evaluation
 
 # What can be gated: name, metric of the adapter or scope of which to count what is kept, and meaning.
 GATED = {
@@ -72,7 +74,7 @@ def parse_gates(text: str) -> list[Gate]:
     return gates
 
 
-def gate_value(evaluation: dict[str, Any], name: str) -> float:
+def gate_value(evaluation: "Evaluation", name: str) -> float:
     """The value that a gate is held against.
 
     Raises:
@@ -85,15 +87,18 @@ def gate_value(evaluation: dict[str, Any], name: str) -> float:
     return value
 
 
-def gate_answers(evaluation: dict[str, Any], name: str) -> str:
+def gate_answers(evaluation: "Evaluation", name: str) -> str:
     """How many answers a gate's value counts, in words; empty where it is not about any of several."""
-    answers = answers_in(key_of(evaluation["adapter"], GATED[name][0]) or "")
+    answers = answers_in(key_of(evaluation.adapter, GATED[name][0]) or "")
     return answers_in_words(answers) if answers else ""
 
 
-def _value(evaluation: dict[str, Any], name: str) -> float | None:
+def _value(evaluation: "Evaluation", name: str) -> float | None:
+    # The command reads what can be gated for its help, which is not to wait for the evaluation's types.
+    from unlearn_mlx.evaluation.schema import kept
+
     where = GATED[name][0]
     if "/" not in where:
         return kept(evaluation, where)
-    key = key_of(evaluation["adapter"], where)
-    return None if key is None else float(evaluation["adapter"][key])
+    key = key_of(evaluation.adapter, where)
+    return None if key is None else evaluation.adapter[key]

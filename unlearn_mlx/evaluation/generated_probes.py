@@ -15,10 +15,10 @@ from unlearn_mlx.evaluation.probes import Probe
 from unlearn_mlx.evaluation.scoring import ANSWER_TOKENS
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
+from unlearn_mlx.runs.records import Question
 from unlearn_mlx.runs.run import Work
 from unlearn_mlx.synthetic_data.kinds import HELD_OUT_KINDS
 from unlearn_mlx.synthetic_data.questions import (
-    Question,
     Subject,
     retain_subjects,
     topic_subjects,
@@ -121,7 +121,7 @@ def _ask(
     """Questions of held-out kinds, and what the base answers to each of them."""
     topic = work.run.topic
     plain = [
-        Question(f"plain-{scope}-{number}-{form}", text.format(name), "plain", name)
+        Question(id=f"plain-{scope}-{number}-{form}", question=text.format(name), kind="plain", subject=name)
         for number, name in enumerate(dict.fromkeys(names))
         for form, text in enumerate(PLAIN_QUESTIONS)
         if number < PLAIN_SUBJECTS

@@ -4,12 +4,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from pydantic import AfterValidator
 
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs.files import append_rows, read_rows
+from unlearn_mlx.evaluation.records import Evaluation
+from unlearn_mlx.runs.files import append_rows
+from unlearn_mlx.runs.records import Record, read_records
 from unlearn_mlx.text.printable import printable
 
 ANSWERS = 50
@@ -23,6 +26,20 @@ LABELS = {
     "broken": ("b", "no answer: gibberish, repetition, off the question"),
 }
 NO_LEAK = "no leak"
+
+
+def _known_label(label: str) -> str:
+    if label not in LABELS:
+        raise ValueError(f"is none of {', '.join(LABELS)}")
+    return label
+
+
+class Judgement(Record):
+    """A line of judgements.jsonl: a person's label of an answer, as it was shown."""
+
+    probe: str
+    answer: str
+    label: Annotated[str, AfterValidator(_known_label)]
 
 
 @dataclass(frozen=True)
@@ -50,7 +67,7 @@ class Agreement:
     differing: list[tuple[str, str, int]]
 
 
-def items_to_label(evaluation: dict[str, Any], seed: int, count: int = ANSWERS) -> list[Item]:
+def items_to_label(evaluation: Evaluation, seed: int, count: int = ANSWERS) -> list[Item]:
     """Answers on the topic, as many of the base as of the adapter, shuffled; the same for a seed.
 
     Raises:
@@ -76,13 +93,13 @@ def items_to_label(evaluation: dict[str, Any], seed: int, count: int = ANSWERS) 
     return items
 
 
-def _free_answers(evaluation: dict[str, Any], whose: str) -> list[Item]:
+def _free_answers(evaluation: Evaluation, whose: str) -> list[Item]:
     return [
         # As it is shown: that is what a person judges.
-        Item(probe["id"], probe["question"], probe["answer"], printable(answer))
-        for probe in evaluation["probes"]
-        if probe["scope"] == "topic"
-        for answer in probe.get(whose, {}).get("answers", [])
+        Item(probe.id, probe.question, probe.answer, printable(answer))
+        for probe in evaluation.probes
+        if probe.scope == "topic"
+        for answer in probe.of(whose).answers
     ]
 
 
@@ -99,15 +116,10 @@ def read_judgements(path: Path) -> dict[tuple[str, str], str]:
     """
     if not path.exists():
         return {}
-    judgements = {}
-    for row in read_rows(path, ("probe", "answer", "label")):
-        if row["label"] not in LABELS:
-            raise UserError(f"{path}: a label is none of {', '.join(LABELS)}: mend or delete its line")
-        judgements[row["probe"], row["answer"]] = row["label"]
-    return judgements
+    return {(row.probe, row.answer): row.label for row in read_records(path, Judgement)}
 
 
-def agreements(evaluation: dict[str, Any], judgements: dict[tuple[str, str], str]) -> list[Agreement]:
+def agreements(evaluation: Evaluation, judgements: dict[tuple[str, str], str]) -> list[Agreement]:
     """The agreement on leak or not, and on all labels where the evaluation has them."""
     leaks: list[tuple[str, str]] = []
     labels: list[tuple[str, str]] = []
@@ -121,16 +133,14 @@ def agreements(evaluation: dict[str, Any], judgements: dict[tuple[str, str], str
     return found + ([_agreement("all labels", labels)] if labels else [])
 
 
-def _automatic(evaluation: dict[str, Any]) -> dict[tuple[str, str], tuple[bool, str]]:
+def _automatic(evaluation: Evaluation) -> dict[tuple[str, str], tuple[bool, str]]:
     """Whether an answer counts as a leak, and its label, by probe and answer."""
     found = {}
-    for probe in evaluation["probes"]:
-        for whose in ("base", "adapter"):
-            outcome = probe.get(whose, {})
-            answers = outcome.get("answers", [])
-            labels = outcome.get("labels") or [""] * len(answers)
-            for answer, leak, label in zip(answers, outcome.get("leaks", []), labels, strict=False):
-                found[probe["id"], printable(answer)] = (bool(leak), str(label))
+    for probe in evaluation.probes:
+        for outcome in (probe.base, probe.adapter):
+            labels = outcome.labels or [""] * len(outcome.answers)
+            for answer, leak, label in zip(outcome.answers, outcome.leaks, labels, strict=True):
+                found[probe.id, printable(answer)] = (leak, label)
     return found
 
 

@@ -4,12 +4,14 @@
 something: "topic/open leak, any of 5". More answers find more, so only equal numbers compare.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 OPEN_LEAK, WORST_CASE = "topic/open leak", "topic/worst case"
 OPEN_KNOWN = {scope: f"{scope}/open known" for scope in ("neighbour", "general")}
 _ANY_OF = ", any of "
+
+# Metrics with one of these words in their names are no shares of probes.
+_MEASURES = ("bigrams", "entropy", "rouge", "divergence", "membership")
 
 
 def any_of(metric: str, answers: int) -> str:
@@ -40,27 +42,6 @@ def answers_in_words(answers: int) -> str:
     return f"any of {answers} answers" if answers > 1 else "the one answer"
 
 
-def with_answers_in_keys(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """An evaluation whose keys say how many answers they count.
-
-    One written before they did has "samples" beside a greedy answer, or the answers themselves.
-    """
-    old = [OPEN_LEAK, *OPEN_KNOWN.values()]
-    if not any(key in evaluation.get("base", {}) for key in old):
-        return evaluation
-    answers = _answers_of_old(evaluation)
-    names = {key: any_of(key, answers) for key in old}
-
-    def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {names.get(key, key): value for key, value in values.items()}
-
-    parts = ("base", "adapter", "intervals")
-    return evaluation | {part: renamed(evaluation[part]) for part in parts if part in evaluation}
-
-
-def _answers_of_old(evaluation: dict[str, Any]) -> int:
-    samples = evaluation.get("samples", evaluation.get("settings", {}).get("samples"))
-    if samples is not None:
-        return 1 + int(samples)
-    counts = [len(probe.get("base", {}).get("answers", ())) for probe in evaluation.get("probes", [])]
-    return max([1, *counts])
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share of probes, to be read as a percentage."""
+    return not any(word in metric.lower() for word in _MEASURES)

@@ -18,7 +18,7 @@ from unlearn_mlx.compute.workers import ALONE, WorkerPool
 from unlearn_mlx.inference.adapters import LoraLayers, lora_layers, with_lora_layers
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.paths import DATA
-from unlearn_mlx.runs.files import read_rows
+from unlearn_mlx.runs.records import Record, Text, read_records
 from unlearn_mlx.topics import Topic
 
 ATTACKS = ("loss", "zlib", "min-k", "min-k++")
@@ -26,13 +26,12 @@ LEAST_SHARE = 0.2  # K of Min-K %: the least likely fifth of the tokens
 ROWS_AT_ONCE = 4
 
 
-@dataclass(frozen=True)
-class Passage:
+class Passage(Record):
     """A short text. ``scope`` is "topic" or "neighbour"."""
 
     id: str
     scope: str
-    text: str
+    text: Text
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def read_passages(topic: Topic) -> list[Passage]:
     path = passages_file(topic)
     if not path.exists():
         return []
-    return [Passage(row["id"], row["scope"], row["text"]) for row in read_rows(path, ("id", "scope", "text"))]
+    return read_records(path, Passage)
 
 
 def passages_file(topic: Topic) -> Path:

@@ -1,14 +1,17 @@
 """Probes: hand-written facts, or questions whose answer the base itself knows."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
 from unlearn_mlx.paths import DATA
-from unlearn_mlx.runs.files import read_rows
+from unlearn_mlx.runs.records import Record, Text, read_records
 from unlearn_mlx.topics import Topic
 
 QUESTION_ANSWER, FILL_IN, MULTIPLE_CHOICE = "question-answer", "fill-in-the-blank", "multiple choice"
@@ -40,6 +43,64 @@ class Probe:
         object.__setattr__(self, "form", self.form or FORM_OF_KIND[self.kind])
 
 
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"is no regular expression ({error})") from None
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
+
+
+class ProbeRow(Record):
+    """A probe as a file holds it; the sentence of a cloze is called "text" there."""
+
+    id: str
+    scope: str
+    kind: Literal["open", "choice", "cloze"]
+    entity: str = ""
+    question: str = Field(default="", validation_alias=AliasChoices("question", "text"))
+    answer: str
+    leak: list[Pattern] = Field(default=[])
+    choices: list[str] = Field(default=[])
+    form: str = ""
+    start: str = ""
+
+    def probe(self) -> Probe:
+        """The probe as it is asked."""
+        return Probe(
+            self.id,
+            self.scope,
+            self.kind,
+            self.entity,
+            self.question,
+            self.answer,
+            tuple(self.leak),
+            tuple(self.choices),
+            self.form,
+            self.start,
+        )
+
+
+class AskedProbe(ProbeRow):
+    """A probe that a model is to be asked."""
+
+    question: Text = Field(min_length=1, validation_alias=AliasChoices("question", "text"))
+    answer: Text
+    choices: list[Text] = Field(default=[])
+    start: Text = ""
+
+    @model_validator(mode="after")
+    def _can_be_scored(self) -> "AskedProbe":
+        if self.kind == "open" and not self.leak:
+            raise ValueError("lacks 'leak': an open question is scored by patterns")
+        if self.kind != "open" and self.answer not in self.choices:
+            raise ValueError("lacks 'choices' with the answer among them")
+        return self
+
+
 def probe_files(topic: Topic) -> list[Path]:
     """The hand-written probes for a topic: its own, if there are any, and the general ones."""
     own = [_own_file(topic)] if has_written_probes(topic) else []
@@ -62,7 +123,7 @@ def read_probes(path: Path) -> list[Probe]:
     Raises:
         UserError: where a line is damaged.
     """
-    return [_probe(row) for row in read_rows(path, required=("id", "scope", "kind", "answer"))]
+    return [row.probe() for row in read_records(path, AskedProbe)]
 
 
 def even_share(probes: Sequence[Probe], most: int) -> list[Probe]:
@@ -82,25 +143,14 @@ def fact_of(probe_id: str) -> str:
     return probe_id.partition("/")[0]
 
 
-def _probe(row: dict[str, Any]) -> Probe:
-    return Probe(
-        row["id"],
-        row["scope"],
-        row["kind"],
-        row.get("entity", ""),
-        row.get("question") or row.get("text", ""),
-        row["answer"],
-        tuple(row.get("leak", ())),
-        tuple(row.get("choices", ())),
-        row.get("form", ""),
-        row.get("start", ""),
-    )
+def row_of(probe: Probe) -> dict[str, Any]:
+    """A probe's fields as a file can hold them."""
+    return {**vars(probe), "leak": list(probe.leak), "choices": list(probe.choices)}
 
 
 def write_row(probe: Probe) -> dict[str, Any]:
-    """A probe as its line in a file."""
-    name = "text" if probe.kind == "cloze" else "question"
-    row = {**vars(probe), name: probe.question, "leak": list(probe.leak), "choices": list(probe.choices)}
-    if name != "question":
-        del row["question"]
+    """A probe as its line in a file of probes, where the sentence of a cloze is called "text"."""
+    row = row_of(probe)
+    if probe.kind == "cloze":
+        row["text"] = row.pop("question")
     return row

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.keys import (
@@ -11,11 +10,13 @@ from unlearn_mlx.evaluation.keys import (
     WORST_CASE,
     answers_in,
     answers_in_words,
+    is_share,
     key_of,
     keys_of,
-    with_answers_in_keys,
 )
+from unlearn_mlx.evaluation.records import Audit, Evaluation, Measured, Metrics
 from unlearn_mlx.runs.files import read_json
+from unlearn_mlx.runs.records import RESTORE, checked, read_record
 
 # Name in evaluation.json, how it is called, whether less is better. "{}" stands for the answers that the
 # key's number counts.
@@ -53,9 +54,6 @@ AUDIT_COLUMNS = {
 
 AUDIT_NOTE = "Where a row says no number, leaks are counted in any of 2 answers: a greedy and a sampled one."
 
-# Metrics with one of these words in their names are no shares of probes.
-_MEASURES = ("bigrams", "entropy", "rouge", "divergence", "membership")
-
 
 @dataclass(frozen=True)
 class Metric:
@@ -71,14 +69,12 @@ class Metric:
         return "low" if self.less_is_better else "as the base"
 
 
-def shown_metrics(*evaluations: dict[str, Any]) -> list[Metric]:
+def shown_metrics(*measured: Measured) -> list[Metric]:
     """The metrics of the table that base and adapter of some evaluation have, in the table's order.
 
     One that is counted over other numbers of answers in other evaluations has a line for each.
     """
-    there = {
-        key: None for evaluation in evaluations for key in evaluation["base"] if key in evaluation["adapter"]
-    }
+    there = {key: None for each in measured for key in each.base if key in each.adapter}
     return [
         Metric(key, name.format(answers_in_words(answers_in(key) or 1)), less)
         for metric, name, less in METRICS
@@ -87,46 +83,55 @@ def shown_metrics(*evaluations: dict[str, Any]) -> list[Metric]:
     ]
 
 
-def open_leak(evaluation: dict[str, Any]) -> str | None:
+def open_leak(measured: Measured) -> str | None:
     """The key of an evaluation's share of open questions that leak; None where none were asked."""
-    return key_of(evaluation.get("base", {}), OPEN_LEAK)
+    return key_of(measured.base, OPEN_LEAK)
 
 
-def read_metrics(path: Path) -> dict[str, Any]:
-    """An evaluation.json, or the metrics.json of an adapter that ships, with today's keys.
+def read_metrics(path: Path) -> Metrics:
+    """The metrics.json of an adapter that ships, or an ``Evaluation`` where the file holds every probe.
 
     Raises:
-        UserError: where the file is damaged.
+        UserError: where the file is missing or damaged.
     """
-    return with_answers_in_keys(read_json(path))
+    value = read_json(path)
+    kind = Evaluation if isinstance(value, dict) and "probes" in value else Metrics
+    return checked(kind, value, f"{path} is damaged", RESTORE)
 
 
-def read_evaluation(run_folder: Path) -> dict[str, Any]:
+def read_audit(run_folder: Path) -> Audit | None:
+    """A run's audit; None where none was made.
+
+    Raises:
+        UserError: where it is damaged.
+    """
+    path = run_folder / "audit.json"
+    if not path.exists():
+        return None
+    return read_record(path, Audit, f"restore it, or run 'unlearn audit --again {run_folder}'")
+
+
+def read_evaluation(run_folder: Path) -> Evaluation:
     """A run's evaluation.
 
     Raises:
-        UserError: where there is none yet.
+        UserError: where there is none yet, or it is damaged.
     """
     path = run_folder / "evaluation.json"
     if not path.exists():
         raise UserError(f"{run_folder} is not evaluated yet: run 'unlearn evaluate'")
-    return read_metrics(path)
+    return read_record(path, Evaluation, f"restore it, or run 'unlearn evaluate --again {run_folder}'")
 
 
-def verdict_sentences(evaluation: dict[str, Any]) -> list[str]:
-    """What the evaluation calls the adapter, and why; empty where it judged nothing."""
-    judged = evaluation.get("verdict")
-    if not judged:
+def verdict_sentences(metrics: Metrics) -> list[str]:
+    """What an evaluation calls the adapter, and why; empty where it judged nothing."""
+    judged = metrics.verdict
+    if judged is None:
         return []
     return [
-        f"{judged['name'].capitalize()}: {judged['reason']}.",
-        *(f"{note[:1].upper()}{note[1:]}." for note in judged["notes"]),
+        f"{judged.name.capitalize()}: {judged.reason}.",
+        *(f"{note[:1].upper()}{note[1:]}." for note in judged.notes),
     ]
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric is a share of probes, to be read as a percentage."""
-    return not any(word in metric.lower() for word in _MEASURES)
 
 
 def written(metric: str, value: float) -> str:
@@ -134,16 +139,16 @@ def written(metric: str, value: float) -> str:
     return f"{value:.0%}" if is_share(metric) else f"{value:.2f}"
 
 
-def interval_of(evaluation: dict[str, Any], metric: str, whose: str) -> tuple[float, float] | None:
+def interval_of(measured: Measured, metric: str, whose: str) -> tuple[float, float] | None:
     """The 95 % interval of "base", "adapter", "random" or the "difference"; None where there is none."""
-    ends = evaluation.get("intervals", {}).get(metric, {}).get(whose)
-    return (float(ends[0]), float(ends[1])) if ends else None
+    known = measured.intervals.get(metric)
+    return known.of(whose) if known else None
 
 
-def with_interval(evaluation: dict[str, Any], metric: str, whose: str) -> str:
+def with_interval(measured: Measured, metric: str, whose: str) -> str:
     """A metric of "base", "adapter" or "random" as it is shown, with its interval where there is one."""
-    value = written(metric, evaluation[whose][metric])
-    ends = interval_of(evaluation, metric, whose)
+    value = written(metric, measured.of(whose)[metric])
+    ends = interval_of(measured, metric, whose)
     if not ends:
         return value
     if is_share(metric):
@@ -151,19 +156,20 @@ def with_interval(evaluation: dict[str, Any], metric: str, whose: str) -> str:
     return f"{value} [{ends[0]:.2f}, {ends[1]:.2f}]"
 
 
-def control_title(evaluation: dict[str, Any]) -> str:
-    """What the control is, and on how many probes."""
-    count = evaluation["control"]["probes"]
-    return f"random adapter of the same norm, on {count} of the probes"
+def control_title(metrics: Metrics) -> str:
+    """What the control is, and on how many probes; empty where there was none."""
+    if metrics.control is None:
+        return ""
+    return f"random adapter of the same norm, on {metrics.control.probes} of the probes"
 
 
-def control_rows(evaluation: dict[str, Any]) -> list[tuple[str, list[str]]]:
+def control_rows(metrics: Metrics) -> list[tuple[str, list[str]]]:
     """The control's lines: a metric's name, and its value with base, adapter and random adapter.
 
     All three were asked the same; empty where there was no control.
     """
-    control = evaluation.get("control")
-    if not control:
+    control = metrics.control
+    if control is None:
         return []
     return [
         (
@@ -171,40 +177,29 @@ def control_rows(evaluation: dict[str, Any]) -> list[tuple[str, list[str]]]:
             [with_interval(control, metric.key, whose) for whose in ("base", "adapter", "random")],
         )
         for metric in shown_metrics(control)
+        if metric.key in control.random
     ]
 
 
-def change_written(evaluation: dict[str, Any], metric: str) -> str:
+def change_written(measured: Measured, metric: str) -> str:
     """How much a metric changed from base to adapter, with its 95 % interval where there is one."""
 
     def signed(value: float) -> str:
         text = f"{100 * value:+.0f}" if is_share(metric) else f"{value:+.2f}"
         return text.replace("-", "−")
 
-    change = signed(evaluation["adapter"][metric] - evaluation["base"][metric])
-    ends = interval_of(evaluation, metric, "difference")
+    change = signed(measured.adapter[metric] - measured.base[metric])
+    ends = interval_of(measured, metric, "difference")
     return f"{change} [{signed(ends[0])}, {signed(ends[1])}]" if ends else change
 
 
-def shows_it(probe: dict[str, Any], whose: str, answers: int | None = None) -> bool | None:
-    """Whether "base" or "adapter" shows that it knows a probe's answer; None where it was not asked.
-
-    By any of its answers, or of the first ``answers``.
-    """
-    outcome = probe.get(whose, {})
-    if answers is not None and "leaks" in outcome and probe["kind"] != "choice":
-        return any(outcome["leaks"][:answers])
-    key = "right" if probe["kind"] == "choice" else "leaked"
-    return bool(outcome[key]) if key in outcome else None
-
-
-def kept(evaluation: dict[str, Any], scope: str, answers: int | None = None) -> float | None:
+def kept(evaluation: Evaluation, scope: str, answers: int | None = None) -> float | None:
     """What the adapter knows in a scope for each thing that the base knows; None where that is nothing.
 
     Counted over all probes of the scope, and all answers or the first ``answers`` of each; more than 1
     where the adapter knows more.
     """
-    probes = [probe for probe in evaluation["probes"] if probe["scope"] == scope]
-    base = sum(bool(shows_it(probe, "base", answers)) for probe in probes)
-    adapter = sum(bool(shows_it(probe, "adapter", answers)) for probe in probes)
+    probes = [probe for probe in evaluation.probes if probe.scope == scope]
+    base = sum(bool(probe.shows("base", answers)) for probe in probes)
+    adapter = sum(bool(probe.shows("adapter", answers)) for probe in probes)
     return adapter / base if base else None

@@ -9,10 +9,12 @@ import numpy as np
 from unlearn_mlx.compute.workers import WorkerPool
 from unlearn_mlx.evaluation.metrics import summary
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe
+from unlearn_mlx.evaluation.records import Outcome
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
 from unlearn_mlx.leakage.names import says_pattern
-from unlearn_mlx.runs.files import append_rows, read_journal
+from unlearn_mlx.runs.files import append_rows
+from unlearn_mlx.runs.records import Record, read_known
 from unlearn_mlx.text.overlap import ngram_entropy, rouge_l_recall
 from unlearn_mlx.text.words import distinct_bigrams
 
@@ -22,6 +24,13 @@ ANSWER_TOKENS = 30  # as in RWKU (Jin et al. 2024)
 SAMPLE_TEMPERATURE = 0.8
 SCORES = "2: choices in float32"  # changes with how a score is made: older ones are not taken from a cache
 BLOCK = 96  # probes scored, and kept in the journal, at a time
+
+
+class ScoreRow(Record):
+    """A line of a score's journal."""
+
+    id: str
+    result: Outcome
 
 
 def score_probes(
@@ -46,7 +55,8 @@ def score_probes(
     Raises:
         Cancelled: once ``is_cancelled`` returns True; finished blocks are in the journal.
     """
-    known = {row["id"]: row["result"] for row in read_journal(journal)} if journal else {}
+    rows = read_known(journal, ScoreRow) if journal else []
+    known = {row.id: row.result.as_row() for row in rows}
     results: dict[str, dict[str, Any]] = {}
     progress(0, len(probes), "probes")
     for start in range(0, len(probes), BLOCK):

@@ -12,6 +12,7 @@ from unlearn_mlx.evaluation.control import control, controlled_probes, random_we
 from unlearn_mlx.evaluation.forms import forms_file, read_forms
 from unlearn_mlx.evaluation.generated_probes import make_probes
 from unlearn_mlx.evaluation.intervals import clusters_of, compare
+from unlearn_mlx.evaluation.keys import is_share
 from unlearn_mlx.evaluation.labels import knowledge_of, label_answers
 from unlearn_mlx.evaluation.membership import read_passages
 from unlearn_mlx.evaluation.metrics import Results, Values, means, metric_rows, values_of
@@ -21,16 +22,18 @@ from unlearn_mlx.evaluation.probes import (
     has_written_probes,
     probe_files,
     read_probes,
+    row_of,
     write_row,
 )
-from unlearn_mlx.evaluation.schema import is_share
+from unlearn_mlx.evaluation.records import Evaluation, KnownResults, NearestTraining
 from unlearn_mlx.evaluation.scoring import ANSWER_TOKENS, BLOCK, SCORES, score_probes
 from unlearn_mlx.evaluation.side_effects import compare_neutral
 from unlearn_mlx.evaluation.verdict import verdict
 from unlearn_mlx.inference.adapters import WEIGHTS, load_adapter
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.paths import cache_folder
-from unlearn_mlx.runs.files import read_json, read_rows, sha256_of, write_json, write_rows
+from unlearn_mlx.runs.files import sha256_of, write_json, write_rows
+from unlearn_mlx.runs.records import Question, checked, read_record, read_records
 from unlearn_mlx.runs.run import Run, Work
 from unlearn_mlx.text.similarity import NEAR_DUPLICATE, Nearness
 from unlearn_mlx.topics import Topic
@@ -92,20 +95,23 @@ def evaluate(model: ChatModel, work: Work) -> None:
     knowledge = knowledge_of(topic, probes, base)
     label_answers(knowledge, probes, base)
     label_answers(knowledge, probes, changed, base)
-    evaluation = {
-        "model": run.manifest["model"],
+    values: dict[str, Any] = {
+        "model": run.manifest.model,
         "samples": settings.samples,
         **counted(probes, base, changed, topic, settings.seed, (base_neutral, changed_neutral)),
         "control": control(shaken, base, changed, random, settings.seed),
         "nearest_training_question": nearness(probes, run),
         "probes": [
-            {**asdict(probe), "base": base[probe.id], "adapter": changed[probe.id]} for probe in probes
+            {**row_of(probe), "base": base[probe.id], "adapter": changed[probe.id]} for probe in probes
         ],
     }
     for whose, found in membership.items():
-        evaluation[whose] |= found
-    evaluation["verdict"] = asdict(verdict(evaluation))
-    write_json(run.file("evaluation.json"), evaluation)
+        values[whose] |= found
+    # Weights that diverged in training give answers that cannot be measured.
+    where = f"{run.path}: the adapter cannot be measured"
+    evaluation = checked(Evaluation, values, where, "train it again with a lower --learning-rate")
+    evaluation.verdict = verdict(evaluation)
+    write_json(run.file("evaluation.json"), evaluation.as_row())
     for who, asked in (("adapter", probes), ("random adapter", shaken)):
         _journal(run, asked, who).unlink(missing_ok=True)
 
@@ -155,20 +161,20 @@ def _adapter_results(model: ChatModel, work: Work, probes: Sequence[Probe], who:
     )
 
 
-def nearness(probes: Sequence[Probe], run: Run) -> dict[str, Any]:
+def nearness(probes: Sequence[Probe], run: Run) -> NearestTraining:
     """The probe that is nearest to a training question, 0 to 100, and how many reach the limit."""
-    rows = [row for name in ("questions", "retain_questions") for row in read_rows(run.file(f"{name}.jsonl"))]
-    trained = Nearness(row["question"] for row in rows)
+    files = [run.file(f"{name}.jsonl") for name in ("questions", "retain_questions")]
+    trained = Nearness(row.question for path in files for row in read_records(path, Question))
     found = [(*trained.nearest(probe.question), probe.question) for probe in probes]
     similarity, question, probe = max(found, default=(0.0, "", ""))
-    return {
-        "similarity": round(similarity, 1),
-        "probe": probe,
-        "question": question,
-        "limit": NEAR_DUPLICATE,
-        "near": sum(entry[0] >= NEAR_DUPLICATE for entry in found),
-        "probes": len(found),
-    }
+    return NearestTraining(
+        similarity=round(similarity, 1),
+        probe=probe,
+        question=question,
+        limit=NEAR_DUPLICATE,
+        near=sum(entry[0] >= NEAR_DUPLICATE for entry in found),
+        probes=len(found),
+    )
 
 
 def _journal(run: Run, probes: Sequence[Probe], who: str) -> Path:
@@ -202,7 +208,7 @@ def _base_results(
             *map(asdict, chosen),
         ]
         path = cache_folder() / "base-evaluations" / f"{_digest(content)}.json"
-        known: Results = read_json(path) if path.exists() else {}
+        known = _cached(path)
         if known.keys() != {probe.id for probe in chosen}:
             known = score_probes(
                 model,
@@ -219,6 +225,15 @@ def _base_results(
         results |= known
     progress(len(probes), len(probes), "probes")
     return results
+
+
+def _cached(path: Path) -> Results:
+    """A base's results in the cache; none where the file is damaged: they are measured again."""
+    try:
+        found = read_record(path, KnownResults).root if path.exists() else {}
+    except UserError:
+        return {}
+    return {id: outcome.as_row() for id, outcome in found.items()}
 
 
 def _digest(content: list[Any]) -> str:

@@ -1,10 +1,8 @@
 """What an adapter is, in words: whether it forgets, or only looks as if it did."""
 
-from dataclasses import dataclass, field
-from typing import Any
-
 from unlearn_mlx.evaluation.findings import KEPT, LOST, UNCLEAR, change_in_words
 from unlearn_mlx.evaluation.keys import OPEN_KNOWN, OPEN_LEAK, key_of
+from unlearn_mlx.evaluation.records import Metrics, Verdict
 
 FORGETS = "forgets"
 PARTLY = "forgets partly"
@@ -38,23 +36,14 @@ _CHANCE = {"topic/choice": 0.25}
 _SPOKEN = {"topic": "the topic", "neighbour": "its neighbours", "general": "everything else"}
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One of the names above, the reason for it, and what else must be said."""
-
-    name: str
-    reason: str
-    notes: list[str] = field(default_factory=list)
+def verdict(metrics: Metrics) -> Verdict:
+    """Judge an evaluation by its metrics. A fake is called one before it is praised."""
+    base, adapter = metrics.base, metrics.adapter
+    name, reason = _name(metrics, base, adapter)
+    return Verdict(name=name, reason=reason, notes=_notes(metrics, base, adapter))
 
 
-def verdict(evaluation: dict[str, Any]) -> Verdict:
-    """Judge an evaluation as it lies in evaluation.json. A fake is called one before it is praised."""
-    base, adapter = evaluation["base"], evaluation["adapter"]
-    name, reason = _name(evaluation, base, adapter)
-    return Verdict(name, reason, _notes(evaluation, base, adapter))
-
-
-def _name(evaluation: dict[str, Any], base: dict[str, float], adapter: dict[str, float]) -> tuple[str, str]:
+def _name(metrics: Metrics, base: dict[str, float], adapter: dict[str, float]) -> tuple[str, str]:
     left = {key: share for key in _LEAKS if (share := _left(base, adapter, key)) is not None}
     if adapter.get("neutral/raw divergence", 1.0) < UNCHANGED_WEIGHTS:
         if any(share <= HALF_FORGOTTEN for share in left.values()):
@@ -65,8 +54,8 @@ def _name(evaluation: dict[str, Any], base: dict[str, float], adapter: dict[str,
     declined = _declined(adapter, "topic") - _declined(base, "topic")
     if declined >= MOSTLY:
         return REFUSES, f"{declined:.0%} more of the answers on the topic decline instead of telling anything"
-    nearest = evaluation["nearest_training_question"]
-    near = nearest["near"] / max(1, nearest["probes"])
+    nearest = metrics.nearest_training_question
+    near = (nearest.near or 0) / max(1, nearest.probes) if nearest else 0.0
     if near >= NEAR_PROBES:
         return ON_PROBES, f"{near:.0%} of the probes are near a question that was trained on"
     if not left:
@@ -85,10 +74,10 @@ def _name(evaluation: dict[str, Any], base: dict[str, float], adapter: dict[str,
     return (PARTLY if mean <= HALF_FORGOTTEN else NOT), told
 
 
-def _notes(evaluation: dict[str, Any], base: dict[str, float], adapter: dict[str, float]) -> list[str]:
+def _notes(metrics: Metrics, base: dict[str, float], adapter: dict[str, float]) -> list[str]:
     notes = []
     for scope, metric in OPEN_KNOWN.items():
-        if note := _kept_note(evaluation, scope, _left(base, adapter, metric), key_of(base, metric)):
+        if note := _kept_note(metrics, scope, _left(base, adapter, metric), key_of(base, metric)):
             notes.append(note)
         declined = _declined(adapter, scope) - _declined(base, scope)
         if declined >= BROKEN:
@@ -96,12 +85,12 @@ def _notes(evaluation: dict[str, Any], base: dict[str, float], adapter: dict[str
     return notes
 
 
-def _kept_note(evaluation: dict[str, Any], scope: str, left: float | None, key: str | None) -> str:
+def _kept_note(metrics: Metrics, scope: str, left: float | None, key: str | None) -> str:
     """What must be said of open questions on what was to stay; empty where it is kept."""
     if left is None or key is None:
         return ""
     told = f"asked openly about {_SPOKEN[scope]}, it knows {left:.0%} of what the base knows"
-    found = change_in_words(evaluation, key, False) or (KEPT if left >= MOSTLY_KEPT else LOST)
+    found = change_in_words(metrics, key, False) or (KEPT if left >= MOSTLY_KEPT else LOST)
     if found == UNCLEAR:
         return f"{told}, which so few questions do not tell apart from a loss"
     return told if found == LOST else ""

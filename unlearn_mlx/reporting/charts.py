@@ -5,7 +5,10 @@ from typing import Any
 
 import altair as alt
 
-from unlearn_mlx.evaluation.schema import SCOPES, interval_of, is_share, shown_metrics
+from unlearn_mlx.evaluation.keys import is_share
+from unlearn_mlx.evaluation.records import AuditRow, Measured
+from unlearn_mlx.evaluation.schema import SCOPES, interval_of, shown_metrics
+from unlearn_mlx.runs.records import Event, ProgressEvent, ValidationEvent, curve
 from unlearn_mlx.text.printable import printable
 
 Spec = dict[str, Any]
@@ -47,18 +50,19 @@ THEMES = {
 }
 
 
-def change_chart(evaluation: dict[str, Any]) -> Spec | None:
+def change_chart(measured: Measured) -> Spec | None:
     """Base and adapter in every metric that is a share, with their 95 % intervals where there are any."""
-    rows, links = [], []
-    for metric in shown_metrics(evaluation):
+    rows: list[dict[str, Any]] = []
+    links: list[dict[str, Any]] = []
+    for metric in shown_metrics(measured):
         key, name = metric.key, metric.name
         if not is_share(key):
             continue
-        links.append({"metric": name, **{model: evaluation[model][key] for model in MODELS}})
+        links.append({"metric": name, **{model: measured.of(model)[key] for model in MODELS}})
         for model in MODELS:
-            low, high = interval_of(evaluation, key, model) or (None, None)
+            low, high = interval_of(measured, key, model) or (None, None)
             rows.append(
-                {"metric": name, "model": model, "share": evaluation[model][key], "low": low, "high": high}
+                {"metric": name, "model": model, "share": measured.of(model)[key], "low": low, "high": high}
             )
     if not rows:
         return None
@@ -86,14 +90,14 @@ def change_chart(evaluation: dict[str, Any]) -> Spec | None:
     return _spec(alt.layer(link, interval, point), len(links) * LINE_HEIGHT + FRAME)
 
 
-def character_chart(evaluation: dict[str, Any]) -> Spec | None:
+def character_chart(measured: Measured) -> Spec | None:
     """What the answers of base and adapter were taken for, as shares of all answers of a scope."""
-    rows = [
-        {"who": f"{scope}, {model}", "label": label, "share": evaluation[model][key], "order": order}
+    rows: list[dict[str, Any]] = [
+        {"who": f"{scope}, {model}", "label": label, "share": measured.of(model)[key], "order": order}
         for scope in SCOPES
         for model in MODELS
         for order, label in enumerate(LABEL_COLOURS)
-        if (key := f"{scope}/label {label}") in evaluation[model]
+        if (key := f"{scope}/label {label}") in measured.of(model)
     ]
     if not rows:
         return None
@@ -112,27 +116,26 @@ def character_chart(evaluation: dict[str, Any]) -> Spec | None:
     return _spec(bar, len({row["who"] for row in rows}) * LINE_HEIGHT + FRAME)
 
 
-def training_charts(events: Iterable[dict[str, Any]]) -> list[tuple[str, Spec]]:
+def training_charts(events: Iterable[Event]) -> list[tuple[str, Spec]]:
     """What training logged, by step: a title and a chart a measure. Validations are points."""
-    steps: dict[int, dict[str, Any]] = {}
-    validations: dict[int, dict[str, Any]] = {}
+    steps: dict[int, ProgressEvent] = {}
+    validations: dict[int, ValidationEvent] = {}
     for event in events:
         # Steps that a resumed training went through again count as it went through them last.
-        if event.get("stage") == "train" and event.get("kind") == "progress" and "forget_loss" in event:
-            steps[event["done"]] = event
-        elif event.get("stage") == "train" and event.get("kind") == "validation":
-            validations[event["step"]] = event
+        if isinstance(event, ProgressEvent) and event.forget_loss is not None:
+            steps[event.done] = event
+        elif isinstance(event, ValidationEvent):
+            validations[event.step] = event
     charts = []
     for measure, title, form in (
         ("forget_loss", "Loss on the new answers, nats a token", ".2f"),
         ("retain_kl", "Divergence from the base where it must stay, nats a token", ".2f"),
         ("leak_rate", "Held-out questions that leak", "%"),
     ):
-        trained = [{"step": s, "value": e[measure]} for s, e in sorted(steps.items()) if measure in e]
+        trained = [{"step": step, "value": value} for step, value in curve(steps, measure)]
         checked = [
-            {"step": s, "value": e[measure], "kept": "best so far" if e.get("best") else "not kept"}
-            for s, e in sorted(validations.items())
-            if measure in e
+            {"step": step, "value": value, "kept": "best so far" if validations[step].best else "not kept"}
+            for step, value in curve(validations, measure)
         ]
         if len(trained) + len(checked) < 2:
             continue
@@ -156,13 +159,13 @@ def training_charts(events: Iterable[dict[str, Any]]) -> list[tuple[str, Spec]]:
     return charts
 
 
-def audit_chart(rows: Sequence[dict[str, Any]]) -> Spec | None:
+def audit_chart(rows: Sequence[AuditRow]) -> Spec | None:
     """What leaks, and what of the neighbours is there, in every state that an audit tried."""
     values = [
-        {"order": number, "name": printable(str(row["name"])), "measure": measure, "share": row[key]}
+        {"order": number, "name": printable(row.name), "measure": measure, "share": row.share(key)}
         for number, row in enumerate(rows)
         for key, measure in AUDITED.items()
-        if row.get(key) is not None
+        if row.share(key) is not None
     ]
     if not values:
         return None

@@ -7,12 +7,12 @@ from typing import Any
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.keys import answers_in, answers_in_words
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER
+from unlearn_mlx.evaluation.records import Evaluation
 from unlearn_mlx.evaluation.schema import (
     kept,
     open_leak,
     read_evaluation,
     shown_metrics,
-    shows_it,
     with_interval,
 )
 from unlearn_mlx.reporting.charts import pareto_chart
@@ -36,7 +36,7 @@ class Compared:
     leak: float
     kept: float
     on_front: bool
-    evaluation: dict[str, Any]
+    evaluation: Evaluation
     answers: int
     asked_for: int
 
@@ -60,31 +60,29 @@ def compare(runs: Iterable[Run]) -> list[Compared]:
     front = pareto_front(points)
     names = _short_names([run for run, _ in read])
     return [
-        Compared(name, run.manifest["topic"], run.model_name, *point, is_best, evaluation, answers, asked_for)
+        Compared(name, run.manifest.topic, run.model_name, *point, is_best, evaluation, answers, asked_for)
         for name, (run, evaluation), point, is_best, asked_for in zip(
             names, read, points, front, counts, strict=True
         )
     ]
 
 
-def _answers(evaluation: dict[str, Any]) -> int:
+def _answers(evaluation: Evaluation) -> int:
     """How many answers an evaluation's open questions had."""
     return answers_in(open_leak(evaluation) or "") or 1
 
 
-def _leak(evaluation: dict[str, Any], whose: str, answers: int, asked_for: int) -> float | None:
+def _leak(evaluation: Evaluation, whose: str, answers: int, asked_for: int) -> float | None:
     """The share of open questions that leak in the first ``answers``; None where none were asked."""
     key = open_leak(evaluation)
     if key is None or answers == asked_for:
-        return None if key is None else float(evaluation[whose][key])
+        return None if key is None else evaluation.of(whose).get(key)
     asked = [
         probe
-        for probe in evaluation["probes"]
-        if probe["scope"] == "topic"
-        and probe["kind"] == "open"
-        and probe.get("form", QUESTION_ANSWER) == QUESTION_ANSWER
+        for probe in evaluation.probes
+        if probe.scope == "topic" and probe.kind == "open" and probe.form in ("", QUESTION_ANSWER)
     ]
-    leaking = sum(bool(shows_it(probe, whose, answers)) for probe in asked)
+    leaking = sum(bool(probe.shows(whose, answers)) for probe in asked)
     return leaking / len(asked) if asked else None
 
 
@@ -110,7 +108,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 def same_questions(compared: Sequence[Compared]) -> bool:
     """Whether all runs were asked the same."""
-    return len({tuple(sorted(p["id"] for p in run.evaluation["probes"])) for run in compared}) == 1
+    return len({tuple(sorted(probe.id for probe in run.evaluation.probes)) for run in compared}) == 1
 
 
 def table(compared: Sequence[Compared]) -> list[tuple[str, list[str]]]:
@@ -129,7 +127,7 @@ def table(compared: Sequence[Compared]) -> list[tuple[str, list[str]]]:
                 metric.name,
                 [
                     with_interval(run.evaluation, metric.key, "adapter")
-                    if metric.key in run.evaluation["adapter"]
+                    if metric.key in run.evaluation.adapter
                     else "–"
                     for run in compared
                 ],
@@ -192,8 +190,8 @@ def as_rows(compared: Sequence[Compared]) -> list[dict[str, Any]]:
             "kept": run.kept,
             "on_front": run.on_front,
             "answers": run.answers,
-            "base": run.evaluation["base"],
-            "adapter": run.evaluation["adapter"],
+            "base": run.evaluation.base,
+            "adapter": run.evaluation.adapter,
         }
         for run in compared
     ]

@@ -11,7 +11,8 @@ import vl_convert
 from altair import SCHEMA_VERSION
 from markupsafe import Markup
 
-from unlearn_mlx.evaluation.schema import is_share, written
+from unlearn_mlx.evaluation.keys import is_share
+from unlearn_mlx.evaluation.schema import written
 from unlearn_mlx.reporting.charts import THEMES
 from unlearn_mlx.text.printable import printable
 

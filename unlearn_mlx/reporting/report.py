@@ -1,6 +1,7 @@
 """report.html: what a run did to its model, in one file that opens offline."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from unlearn_mlx.config import PRESETS, Settings, make_settings
 from unlearn_mlx.evaluation.findings import change_in_words, scope_in_words
 from unlearn_mlx.evaluation.judge import agreements, read_judgements
 from unlearn_mlx.evaluation.keys import answers_in, answers_in_words
+from unlearn_mlx.evaluation.records import Evaluation, Measured
 from unlearn_mlx.evaluation.schema import (
     AUDIT_COLUMNS,
     AUDIT_NOTE,
@@ -18,6 +20,7 @@ from unlearn_mlx.evaluation.schema import (
     control_title,
     kept,
     open_leak,
+    read_audit,
     read_evaluation,
     shown_metrics,
     verdict_sentences,
@@ -26,7 +29,7 @@ from unlearn_mlx.evaluation.schema import (
 from unlearn_mlx.reporting.charts import Spec, audit_chart, change_chart, character_chart, training_charts
 from unlearn_mlx.reporting.page import render
 from unlearn_mlx.reporting.transcripts import HeatMap, heat_map
-from unlearn_mlx.runs.files import read_json, sha256_of, write_atomically
+from unlearn_mlx.runs.files import sha256_of, write_atomically
 from unlearn_mlx.runs.run import Run
 
 # What a result is made of, for anybody to check that two runs are the same.
@@ -79,83 +82,83 @@ def report_html(run: Run) -> str:
         UserError: where the run is not evaluated yet.
     """
     evaluation = read_evaluation(run.path)
-    audit = read_json(run.file("audit.json")) if run.file("audit.json").exists() else None
+    audit = read_audit(run.path)
     training = training_charts(run.events())
     charts: dict[str, Spec | None] = {
         "change": change_chart(evaluation),
         "character": character_chart(evaluation),
         **{f"training-{number}": spec for number, (_, spec) in enumerate(training)},
-        "audit": audit_chart(audit["rows"]) if audit else None,
+        "audit": audit_chart(audit.rows) if audit else None,
     }
     main, others = table_rows(evaluation)
     judgements = read_judgements(run.file("judgements.jsonl"))
     return render(
         "report.html",
         {name: spec for name, spec in charts.items() if spec},
-        topic=str(run.manifest["topic"]),
+        topic=run.manifest.topic,
         evaluation=evaluation,
-        verdict=verdict_words(evaluation, str(run.manifest["topic"])),
+        verdict=verdict_words(evaluation, run.manifest.topic),
         rows=main,
         other_rows=others,
         control=control_rows(evaluation),
-        control_title=control_title(evaluation) if evaluation.get("control") else "",
+        control_title=control_title(evaluation),
         maps=_maps(evaluation),
         training_titles=[title for title, _ in training],
         audit=audit,
         audit_columns=AUDIT_COLUMNS,
         audit_note=AUDIT_NOTE,
         membership=[
-            (key.removeprefix(MEMBERSHIP), evaluation["base"][key], evaluation["adapter"][key])
+            (key.removeprefix(MEMBERSHIP), evaluation.base[key], evaluation.adapter[key])
             for key in _in_both(evaluation)
             if key.startswith(MEMBERSHIP)
         ],
         agreements=agreements(evaluation, judgements) if judgements else [],
-        model=run.manifest["model"],
-        made={"device": run.manifest.get("device", ""), **run.manifest.get("versions", {})},
-        settings=run.manifest["settings"],
-        command=making_command(run.manifest),
+        model=run.manifest.model,
+        made={"device": run.manifest.device, **run.manifest.versions},
+        settings=run.manifest.settings,
+        command=making_command(run.manifest.topic, run.model_name, run.manifest.settings),
         hashes={name: sha256_of(run.file(name)) for name in HASHED if run.file(name).exists()},
     )
 
 
-def table_rows(evaluation: dict[str, Any]) -> tuple[list[TableRow], list[TableRow]]:
+def table_rows(measured: Measured) -> tuple[list[TableRow], list[TableRow]]:
     """The metrics that matter most, and every other one, with their 95 % intervals."""
-    main = shown_metrics(evaluation)
+    main = shown_metrics(measured)
     known = {metric.key for metric in main}
-    others = [key for key in _in_both(evaluation) if key not in known and not key.startswith(MEMBERSHIP)]
+    others = [key for key in _in_both(measured) if key not in known and not key.startswith(MEMBERSHIP)]
     return (
         [
             _row(
-                evaluation,
+                measured,
                 metric.key,
                 metric.name,
                 metric.wanted,
-                change_in_words(evaluation, metric.key, metric.less_is_better),
+                change_in_words(measured, metric.key, metric.less_is_better),
             )
             for metric in main
         ],
-        [_row(evaluation, key, key.replace("/", ": ")) for key in others],
+        [_row(measured, key, key.replace("/", ": ")) for key in others],
     )
 
 
-def _in_both(evaluation: dict[str, Any]) -> list[str]:
-    return [key for key in evaluation["base"] if key in evaluation["adapter"]]
+def _in_both(measured: Measured) -> list[str]:
+    return [key for key in measured.base if key in measured.adapter]
 
 
-def _row(evaluation: dict[str, Any], key: str, name: str, wanted: str = "", found: str = "") -> TableRow:
+def _row(measured: Measured, key: str, name: str, wanted: str = "", found: str = "") -> TableRow:
     return TableRow(
         name,
-        with_interval(evaluation, key, "base"),
-        with_interval(evaluation, key, "adapter"),
-        change_written(evaluation, key),
+        with_interval(measured, key, "base"),
+        with_interval(measured, key, "adapter"),
+        change_written(measured, key),
         wanted,
         found,
     )
 
 
-def verdict_words(evaluation: dict[str, Any], topic: str) -> list[str]:
+def verdict_words(evaluation: Evaluation, topic: str) -> list[str]:
     """The result in sentences: the evaluation's own verdict, where it has one, comes first."""
-    base, adapter = evaluation["base"], evaluation["adapter"]
+    base, adapter = evaluation.base, evaluation.adapter
     sentences = verdict_sentences(evaluation)
     key = open_leak(evaluation)
     if key is not None and key in adapter:
@@ -180,14 +183,13 @@ def verdict_words(evaluation: dict[str, Any], topic: str) -> list[str]:
     return sentences
 
 
-def _maps(evaluation: dict[str, Any]) -> list[tuple[str, HeatMap]]:
-    maps = [(name, heat_map(evaluation["probes"], scope)) for scope, name in SCOPES.items()]
+def _maps(evaluation: Evaluation) -> list[tuple[str, HeatMap]]:
+    maps = [(name, heat_map(evaluation.probes, scope)) for scope, name in SCOPES.items()]
     return [(name, map) for name, map in maps if map.rows]
 
 
-def making_command(manifest: dict[str, Any]) -> str:
-    """The command that makes the run again: preset and settings in as few words as it takes."""
-    settings = manifest["settings"]
+def making_command(topic: str, model_name: str, settings: Mapping[str, Any]) -> str:
+    """The command that makes a run again: preset and settings in as few words as it takes."""
     options = {
         preset: [
             f"--{key.replace('_', '-')} {value}"
@@ -197,7 +199,7 @@ def making_command(manifest: dict[str, Any]) -> str:
         for preset in PRESETS
     }
     preset = min(PRESETS, key=lambda preset: (len(options[preset]), preset != "standard"))
-    words = ["unlearn run", shlex.quote(manifest["topic"]), "--model", shlex.quote(manifest["model"]["name"])]
+    words = ["unlearn run", shlex.quote(topic), "--model", shlex.quote(model_name)]
     if preset != "standard":
         words += ["--preset", preset]
     return " ".join(words + options[preset])

@@ -4,11 +4,10 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from unlearn_mlx.evaluation.forms import FORMS
 from unlearn_mlx.evaluation.probes import FORM_OF_KIND
-from unlearn_mlx.evaluation.schema import shows_it
+from unlearn_mlx.evaluation.records import Outcome, ScoredProbe
 from unlearn_mlx.text.words import fold
 
 
@@ -63,17 +62,17 @@ class HeatMap:
         return [cell for _, row in self.rows for cell in row if cell]
 
 
-def form_of(probe: dict[str, Any]) -> str:
+def form_of(probe: ScoredProbe) -> str:
     """A probe's form of question."""
-    return str(probe.get("form") or FORM_OF_KIND[probe["kind"]])
+    return probe.form or FORM_OF_KIND[probe.kind]
 
 
-def heat_map(probes: Iterable[dict[str, Any]], scope: str) -> HeatMap:
+def heat_map(probes: Iterable[ScoredProbe], scope: str) -> HeatMap:
     """The map of a scope, the worst entity first."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[ScoredProbe]] = {}
     for probe in probes:
-        if probe["scope"] == scope and shows_it(probe, "adapter") is not None:
-            groups.setdefault((str(probe.get("entity", "")), form_of(probe)), []).append(probe)
+        if probe.scope == scope and probe.shows("adapter") is not None:
+            groups.setdefault((probe.entity, form_of(probe)), []).append(probe)
     found = dict.fromkeys(form for _, form in groups)
     forms = [form for form in FORMS if form in found] + [form for form in found if form not in FORMS]
     badness: dict[str, list[float]] = {}
@@ -90,7 +89,7 @@ def heat_map(probes: Iterable[dict[str, Any]], scope: str) -> HeatMap:
     return HeatMap(scope, forms, rows)
 
 
-def _cell(anchor: str, entity: str, form: str, group: Sequence[dict[str, Any]]) -> Cell:
+def _cell(anchor: str, entity: str, form: str, group: Sequence[ScoredProbe]) -> Cell:
     return Cell(
         anchor,
         entity,
@@ -103,42 +102,35 @@ def _cell(anchor: str, entity: str, form: str, group: Sequence[dict[str, Any]]) 
     )
 
 
-def _count(group: Iterable[dict[str, Any]], whose: str) -> int:
-    return sum(bool(shows_it(probe, whose)) for probe in group)
+def _count(group: Iterable[ScoredProbe], whose: str) -> int:
+    return sum(bool(probe.shows(whose)) for probe in group)
 
 
-def _badness(group: Sequence[dict[str, Any]]) -> float:
+def _badness(group: Sequence[ScoredProbe]) -> float:
     adapter = _count(group, "adapter")
-    if group[0]["scope"] == "topic":
+    if group[0].scope == "topic":
         return adapter / len(group)
     return max(0, _count(group, "base") - adapter) / len(group)
 
 
-def transcript(probe: dict[str, Any]) -> Transcript:
+def transcript(probe: ScoredProbe) -> Transcript:
     """What both answered to a probe."""
-    choices = probe.get("choices", ()) if probe["kind"] == "choice" else ()
+    choices = probe.choices if probe.kind == "choice" else ()
     return Transcript(
-        probe["question"], probe["answer"], choices, _answers(probe, "base"), _answers(probe, "adapter")
+        probe.question, probe.answer, choices, _answers(probe, probe.base), _answers(probe, probe.adapter)
     )
 
 
-def _answers(probe: dict[str, Any], whose: str) -> list[MarkedAnswer]:
-    outcome = probe.get(whose, {})
-    if probe["kind"] == "choice":
-        if "chosen" not in outcome:
+def _answers(probe: ScoredProbe, outcome: Outcome) -> list[MarkedAnswer]:
+    if probe.kind == "choice":
+        if outcome.chosen is None:
             return []
-        right = bool(outcome.get("right"))
-        return [MarkedAnswer([(outcome["chosen"], right)], "right" if right else "wrong", right)]
-    answers = outcome.get("answers", [])
-    leaks = outcome.get("leaks", [])
-    labels = outcome.get("labels", [])
+        right = bool(outcome.right)
+        return [MarkedAnswer([(outcome.chosen, right)], "right" if right else "wrong", right)]
+    labels = outcome.labels or [""] * len(outcome.answers)
     return [
-        MarkedAnswer(
-            marked(text, probe.get("leak", ())),
-            str(labels[number]) if number < len(labels) else "",
-            bool(leaks[number]) if number < len(leaks) else False,
-        )
-        for number, text in enumerate(answers)
+        MarkedAnswer(marked(text, probe.leak), label, leaks)
+        for text, label, leaks in zip(outcome.answers, labels, outcome.leaks, strict=True)
     ]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 
-LONGEST_TEXT = 1000  # words of a text that a model is given
 NO_SPACE = 28  # errno.ENOSPC, the same number on Linux and macOS
+DEEPEST = 64  # lists and objects inside each other; what goes deeper could not be written again
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -42,7 +42,35 @@ def disk_error(path: Path, error: OSError) -> EnvironmentCannot:
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` atomically as indented JSON."""
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(path, encoded(json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
+
+
+def encoded(text: str) -> bytes:
+    """JSON text as UTF-8; half a surrogate pair, which UTF-8 cannot hold, becomes JSON's own escape."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def parsed(text: str) -> Any:
+    """The value in a JSON text.
+
+    Raises:
+        ValueError: where it is none, or nested deeper than ``DEEPEST``.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            child
+            for each in level
+            if isinstance(each, dict | list)
+            for child in (each.values() if isinstance(each, dict) else each)
+        ]
+    if level:
+        raise ValueError("nested too deeply")
+    return value
 
 
 def read_json(path: Path) -> Any:
@@ -52,14 +80,14 @@ def read_json(path: Path) -> Any:
         UserError: where the file is missing or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {_one_line(error)}; restore or delete it") from error
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write JSON lines atomically."""
-    write_atomically(path, "".join(_line(row) for row in rows))
+    write_atomically(path, encoded("".join(_line(row) for row in rows)))
 
 
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -69,23 +97,19 @@ def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             # A write that was cut off left a line without its end: it must not swallow the next one.
             if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
                 file.write(b"\n")
-            file.write("".join(_line(row) for row in rows).encode())
+            file.write(encoded("".join(_line(row) for row in rows)))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise disk_error(path, error) from error
 
 
-def read_rows(path: Path, required: Iterable[str] = (), longest: int | None = None) -> list[dict[str, Any]]:
-    """All rows of a JSON-lines file.
-
-    ``longest`` is how many words a text in it may have at most; None takes any.
+def numbered_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """The value on each line of a JSON-lines file that is not blank, with the line's number.
 
     Raises:
-        UserError: naming the line that is no JSON object, lacks a ``required`` field, or has a text that
-            is too long or no file can hold.
+        UserError: naming the line that is no JSON.
     """
-    rows = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -94,39 +118,50 @@ def read_rows(path: Path, required: Iterable[str] = (), longest: int | None = No
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            yield number, parsed(line)
         except ValueError as error:
             raise UserError(f"{path}, line {number}: not JSON ({error}); mend or delete the line") from None
-        missing = [field for field in required if not isinstance(row, dict) or field not in row]
-        if missing or not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: lacks {', '.join(missing)}; mend or delete the line")
-        for text in _texts(row) if longest is not None or "\\u" in line else ():
-            if any("\ud800" <= character <= "\udfff" for character in text):
-                raise UserError(
-                    f"{path}, line {number}: has half a character (such as \\ud83d); mend or delete the line"
-                )
-            count = len(text.split())
-            if longest is not None and count > longest:
-                raise UserError(
-                    f"{path}, line {number}: a text has {count} words, more than {longest}; "
-                    "shorten or delete it"
-                )
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of a JSON-lines file as they stand; ``runs.records`` reads them as types.
+
+    Raises:
+        UserError: naming the line that is no JSON object.
+    """
+    rows = []
+    for number, row in numbered_rows(path):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: it is no JSON object; mend or delete the line")
         rows.append(row)
     return rows
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The rows of a journal that a killed writer may have cut off: a broken line is left out."""
-    if not path.exists():
+    """The rows of a journal that a killed writer may have cut off: a broken line is left out.
+
+    Raises:
+        UserError: where the file cannot be read.
+    """
+    return [row for _, row in numbered_journal(path)]
+
+
+def numbered_journal(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of ``read_journal``, each with its line's number."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {_one_line(error)}; restore it or delete it") from error
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
-            row = json.loads(line)
+            row = parsed(line)
         except ValueError:
             continue
         if isinstance(row, dict):
-            rows.append(row)
+            rows.append((number, row))
     return rows
 
 
@@ -134,15 +169,6 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every string in a value, however deep."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for each in [*value, *value.values()] if isinstance(value, dict) else value:
-            yield from _texts(each)
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -157,4 +183,5 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    reason = error.strerror if isinstance(error, OSError) else None
+    return " ".join((reason or str(error)).split())

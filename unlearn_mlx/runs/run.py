@@ -5,7 +5,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,21 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from unlearn_mlx import __version__
-from unlearn_mlx.config import OLD_NAMES, Settings
+from unlearn_mlx.config import Settings
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs.files import append_rows, read_journal, read_json, write_json
+from unlearn_mlx.runs.files import append_rows, write_atomically, write_json
+from unlearn_mlx.runs.records import (
+    FORMAT,
+    Event,
+    Manifest,
+    ModelIdentity,
+    Stage,
+    checked,
+    read_events,
+    read_manifest,
+)
 from unlearn_mlx.topics import Topic, former_slug_of, load_topic, slug_of
 
-FORMAT = 1  # of the directory; a newer one is not touched
 STAGES = ("questions", "answers", "train", "evaluate")
 AFTER = ("audit",)  # stages that a run is whole without
 RUNS = Path("runs")
@@ -29,7 +38,7 @@ class Run:
     """A run directory."""
 
     path: Path
-    manifest: dict[str, Any] = field(default_factory=dict)
+    manifest: Manifest
 
     @property
     def topic(self) -> Topic:
@@ -38,13 +47,18 @@ class Run:
 
     @property
     def settings(self) -> Settings:
-        """The settings the run was made with."""
-        return Settings(**self.manifest["settings"])
+        """The settings the run was made with.
+
+        Raises:
+            UserError: where this version does not know one, or its value.
+        """
+        where = f"{self.path / 'manifest.json'}, settings"
+        return checked(Settings, self.manifest.settings, where, "restore it, or use '--out' for a new run")
 
     @property
     def model_name(self) -> str:
         """The model's name, as resolve_model takes it."""
-        return str(self.manifest["model"]["name"])
+        return self.manifest.model.name
 
     @property
     def has_adapter(self) -> bool:
@@ -57,15 +71,21 @@ class Run:
 
     def save_manifest(self) -> None:
         """Write the manifest."""
-        write_json(self.path / "manifest.json", self.manifest)
+        write_json(self.path / "manifest.json", self.manifest.as_row())
 
     def stage_is_done(self, stage: str) -> bool:
         """Whether a stage has finished."""
-        return bool(self.manifest["stages"].get(stage, {}).get("state") == "done")
+        return self.state_of(stage) == "done"
+
+    def state_of(self, stage: str) -> str:
+        """A stage's state; empty where it was never begun."""
+        known = self.manifest.stages.get(stage)
+        return known.state if known else ""
 
     def mark(self, stage: str, state: str, **facts: Any) -> None:
         """Note a stage's state in the manifest and as an event."""
-        self.manifest["stages"][stage] = {**self.manifest["stages"].get(stage, {}), "state": state, **facts}
+        known = self.manifest.stages.get(stage)
+        self.manifest.stages[stage] = Stage(**{**(known.as_row() if known else {}), "state": state, **facts})
         self.save_manifest()
         self.event(stage, "stage", state=state, **facts)
 
@@ -76,9 +96,13 @@ class Run:
             [{"time": round(time.time(), 3), "stage": stage, "kind": kind, **facts}],
         )
 
-    def events(self) -> list[dict[str, Any]]:
-        """All progress so far."""
-        return read_journal(self.path / "events.jsonl")
+    def events(self) -> list[Event]:
+        """All progress so far.
+
+        Raises:
+            UserError: naming a line that holds something else.
+        """
+        return read_events(self.path / "events.jsonl")
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -100,15 +124,19 @@ class Run:
             lock.release()
 
 
+def save_topic(path: Path, topic: Topic) -> None:
+    """Write a topic for the user to read and edit."""
+    write_atomically(path, topic.to_toml())
+
+
 def run_path(topic_name: str, out: Path | None = None) -> Path:
     """Where a topic's run lies: also where an earlier version has put it."""
     if out is not None:
         return out
     path, former = RUNS / slug_of(topic_name), RUNS / (former_slug_of(topic_name) or "-")
     if former != path and not path.exists() and os.path.exists(former / "manifest.json"):
-        manifest = read_json(former / "manifest.json")
-        if isinstance(manifest, dict) and manifest.get("topic") == topic_name:
-            return former
+        is_this_topic = read_manifest(former / "manifest.json").topic == topic_name
+        return former if is_this_topic else path
     return path
 
 
@@ -128,22 +156,20 @@ def create_run(path: Path, topic: Topic, model: dict[str, Any], settings: Settin
     if (path / "manifest.json").exists():
         run = open_run(path)
         known = run.manifest
-        if known["topic"] != topic.name:
+        if known.topic != topic.name:
+            raise UserError(f"{path} belongs to the topic '{known.topic}': use '--out' for another directory")
+        if known.model.name != model["name"] or known.model.sha256 != model["sha256"]:
             raise UserError(
-                f"{path} belongs to the topic '{known['topic']}': use '--out' for another directory"
-            )
-        if known["model"]["name"] != model["name"] or known["model"]["sha256"] != model["sha256"]:
-            raise UserError(
-                f"{path} was made with other weights ('{known['model']['name']}'): "
-                f"use '--model {known['model']['name']}' or '--out'"
+                f"{path} was made with other weights ('{known.model.name}'): "
+                f"use '--model {known.model.name}' or '--out'"
             )
         wanted = settings.model_dump()
-        differing = [key for key, value in known["settings"].items() if wanted.get(key) != value]
+        differing = [key for key, value in known.settings.items() if wanted.get(key) != value]
         if differing:
             key = differing[0]
             now = f"not {wanted[key]}" if key in wanted else "which this version does not know"
             raise UserError(
-                f"{path} was made with --{key.replace('_', '-')} {known['settings'][key]}, {now}: "
+                f"{path} was made with --{key.replace('_', '-')} {known.settings[key]}, {now}: "
                 "use '--out' for another directory, or delete this one"
             )
         return run
@@ -151,18 +177,18 @@ def create_run(path: Path, topic: Topic, model: dict[str, Any], settings: Settin
         raise UserError(f"{path} is a file: use '--out' for a directory")
     if not is_free(path):
         raise UserError(f"{path} is not empty and no run: use '--out' for another directory")
-    run = Run(path)
-    run.manifest = {
-        "format": FORMAT,
-        "topic": topic.name,
-        "model": model,
-        "settings": settings.model_dump(),
-        "device": device,
-        "versions": package_versions(),
-        "stages": {},
-    }
+    manifest = Manifest(
+        format=FORMAT,
+        topic=topic.name,
+        model=ModelIdentity(**model),
+        settings=settings.model_dump(),
+        device=device,
+        versions=package_versions(),
+        stages={},
+    )
+    run = Run(path, manifest)
     if not (path / "topic.toml").exists():
-        topic.save(path / "topic.toml")
+        save_topic(path / "topic.toml", topic)
     run.save_manifest()
     return run
 
@@ -177,18 +203,7 @@ def open_run(path: Path) -> Run:
         known = [other.parent.name for other in sorted(RUNS.glob("*/manifest.json"))]
         hint = f"there are {', '.join(known)}" if known else "make one with 'unlearn run TOPIC'"
         raise UserError(f"no run at {path}: {hint}")
-    manifest = read_json(path / "manifest.json")
-    if (
-        not isinstance(manifest, dict)
-        or not {"format", "topic", "model", "settings", "stages"} <= manifest.keys()
-        or not isinstance(manifest["format"], int)
-    ):
-        raise UserError(f"{path / 'manifest.json'} is damaged: restore it, or delete the directory")
-    if isinstance(manifest["settings"], dict):
-        manifest["settings"] = {OLD_NAMES.get(key, key): value for key, value in manifest["settings"].items()}
-    if manifest["format"] > FORMAT:
-        raise UserError(f"{path} was made by a newer unlearn-mlx: update this one")
-    return Run(path, manifest)
+    return Run(path, read_manifest(path / "manifest.json"))
 
 
 def find_run(name: str) -> Run:

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, probe_files, read_probes
-from unlearn_mlx.evaluation.schema import SCOPES, open_leak, read_metrics, shows_it
+from unlearn_mlx.evaluation.records import Audit, Evaluation, Metrics, ScoredProbe
+from unlearn_mlx.evaluation.schema import SCOPES, open_leak, read_audit, read_metrics
 from unlearn_mlx.paths import DATA, SHIPPED_ADAPTERS
-from unlearn_mlx.runs.files import read_journal, read_json
+from unlearn_mlx.runs.records import Event, read_events
 from unlearn_mlx.runs.run import RUNS, STAGES, Run, open_run
 from unlearn_mlx.session.progress import STAGE_NAMES
 from unlearn_mlx.topics import Topic, load_topic
@@ -101,63 +101,62 @@ class Entry:
         stage = STAGE_NAMES[undone[0]].lower()
         if is_working:
             return f"working: {stage}"
-        state = self.run.manifest["stages"].get(undone[0], {}).get("state")
-        return f"{STATE_WORDS.get(state, 'before')} {stage}"
+        return f"{STATE_WORDS.get(self.run.state_of(undone[0]), 'before')} {stage}"
 
-    def evaluation(self) -> dict[str, Any] | None:
+    def evaluation(self) -> Metrics | None:
         """Its evaluation: one with every probe where that is there, else the metrics alone, or None.
 
         Raises:
             UserError: where the file is damaged.
         """
-        for name in ("evaluation.json", "metrics.json"):
-            for path in self._files(name):
-                return read_metrics(path)
-        return None
+        paths = [*self._files("evaluation.json"), *self._files("metrics.json")]
+        return read_metrics(paths[0]) if paths else None
 
-    def readable_evaluation(self) -> dict[str, Any]:
-        """Its evaluation; empty where there is none or it is damaged."""
+    def readable_evaluation(self) -> Metrics | None:
+        """Its evaluation; None where there is none or it is damaged."""
         try:
-            return self.evaluation() or {}
+            return self.evaluation()
         except UserError:
-            return {}
+            return None
 
-    def audit(self) -> dict[str, Any] | None:
+    def scored_probes(self) -> list[ScoredProbe]:
+        """The probes of its evaluation; none where that has none, or is damaged."""
+        found = self.readable_evaluation()
+        return found.probes if isinstance(found, Evaluation) else []
+
+    def audit(self) -> Audit | None:
         """Its audit, where one was made.
 
         Raises:
             UserError: where the file is damaged.
         """
-        return self._read("audit.json")
+        return read_audit(self.path)
 
-    def events(self) -> list[dict[str, Any]]:
-        """The progress of its run, as far as it was kept."""
-        return next(filter(None, (read_journal(path) for path in self._files("events.jsonl"))), [])
+    def events(self) -> list[Event]:
+        """The progress of its run, as far as it was kept.
+
+        Raises:
+            UserError: where a line is damaged.
+        """
+        return next(filter(None, (read_events(path) for path in self._files("events.jsonl"))), [])
 
     def probes(self) -> list[Probe]:
         """The questions that it is judged on."""
         own = self.rows / "probes.jsonl"
         files = [*([own] if own.exists() else []), *probe_files(self.topic)]
         every = [probe for path in files for probe in read_probes(path)]
-        asked = {probe["id"] for probe in self.readable_evaluation().get("probes", [])}
+        asked = {probe.id for probe in self.scored_probes()}
         return [probe for probe in every if not asked or probe.id in asked]
 
     def seed(self) -> int:
         """The seed that its run was made with."""
-        made = self.run.manifest if self.run else self._read("manifest.json") or self.readable_evaluation()
-        return int(made.get("settings", {}).get("seed", 0))
+        made = self.run.manifest if self.run else self.readable_evaluation()
+        seed = made.settings.get("seed") if made else None
+        return seed if isinstance(seed, int) else 0
 
     def _files(self, name: str) -> list[Path]:
         """A file of the run, or of its rows and its adapter where it is shipped."""
         return [path for path in dict.fromkeys((self.rows / name, self.path / name)) if path.exists()]
-
-    def _read(self, name: str) -> dict[str, Any] | None:
-        for path in self._files(name):
-            value = read_json(path)
-            if not isinstance(value, dict):
-                raise UserError(f"{path} is damaged: restore it or delete it")
-            return value
-        return None
 
 
 def run_entry(path: Path) -> Entry:
@@ -165,13 +164,9 @@ def run_entry(path: Path) -> Entry:
     try:
         run = open_run(path)
         before, after = _leaks(path / "evaluation.json")
-        entry = Entry(path, str(run.manifest["topic"]), run.model_name, run, before, after)
-        entry.state(False)
+        entry = Entry(path, run.manifest.topic, run.model_name, run, before, after)
     except UserError as error:
         return Entry(path, path.name, "", error=str(error))
-    except (KeyError, TypeError, AttributeError):
-        complaint = f"{path / 'manifest.json'} is damaged: restore it, or delete the directory"
-        return Entry(path, path.name, "", error=complaint)
     try:
         load_topic(run.file("topic.toml"))
     except UserError as error:
@@ -202,8 +197,7 @@ def shipped_entries() -> list[Entry]:
 
 def example_questions(entry: Entry, count: int = 3) -> dict[str, list[str]]:
     """Questions to try, by scope: such as the base can answer, where that was measured."""
-    scored = entry.readable_evaluation().get("probes", [])
-    known = {probe["id"] for probe in scored if shows_it(probe, "base")}
+    known = {probe.id for probe in entry.scored_probes() if probe.shows("base")}
     plain = [probe for probe in entry.probes() if probe.form == QUESTION_ANSWER]
     questions: dict[str, list[str]] = {}
     for scope in SCOPES:
@@ -233,7 +227,7 @@ def _leaks_as_of(path: Path, changed: int, size: int) -> tuple[float | None, flo
     """The two shares in a file of megabytes, which faces look at again and again."""
     try:
         metrics = read_metrics(path)
-        key = open_leak(metrics) or ""
-        return float(metrics["base"][key]), float(metrics["adapter"][key])
-    except (UserError, KeyError, TypeError, ValueError):
+    except UserError:
         return None, None
+    key = open_leak(metrics) or ""
+    return metrics.base.get(key), metrics.adapter.get(key)

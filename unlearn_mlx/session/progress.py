@@ -3,14 +3,24 @@
 Reads ``events.jsonl`` as it grows. Every face shows a run's progress through this.
 """
 
-import json
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from unlearn_mlx.runs.files import parsed
+from unlearn_mlx.runs.records import (
+    AcceptanceEvent,
+    ErrorEvent,
+    Event,
+    MessageEvent,
+    ProgressEvent,
+    StageEvent,
+    ValidationEvent,
+    curve,
+    event_of,
+)
 from unlearn_mlx.runs.run import AFTER, STAGES
 from unlearn_mlx.synthetic_data.acceptance import acceptance_sentences
 from unlearn_mlx.text.printable import one_line
@@ -25,10 +35,8 @@ STAGE_NAMES = {
 SAMPLES_KEPT = 400
 LINES_KEPT = 5000
 RATE_WINDOW = 12  # progress events that a rate is measured over
-OLD_KEYS = {"avoidance": "negative_preference"}  # as earlier versions wrote them
 
 Point = tuple[float, float]
-Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -109,13 +117,13 @@ class Progress:
         self.lines: deque[LogLine] = deque(maxlen=LINES_KEPT)
         self.lines_seen = 0
         # By step: those that a resumed training went through again count as it went last.
-        self._steps: dict[int, Event] = {}
-        self._validations: dict[int, Event] = {}
+        self._steps: dict[int, ProgressEvent] = {}
+        self._validations: dict[int, ValidationEvent] = {}
         self.memory = 0  # bytes that mlx took at most
         self.error: str = ""  # of the last attempt
         self.error_code = 0  # what the process that told of the error ended with
         self.began = 0.0  # clock of the stage that began last
-        self.acceptance: Event = {}
+        self.acceptance: AcceptanceEvent | None = None
 
     @property
     def training_events(self) -> list[Event]:
@@ -123,25 +131,25 @@ class Progress:
         return [*self._steps.values(), *self._validations.values()]
 
     @property
-    def loss(self) -> list[Point]:
+    def loss(self) -> Sequence[Point]:
         """Training loss on the new answers by step, nats a token."""
-        return _curve(self._steps, "forget_loss")
+        return curve(self._steps, "forget_loss")
 
     @property
-    def retain(self) -> list[Point]:
+    def retain(self) -> Sequence[Point]:
         """Divergence from the base on retain rows by step, nats a token."""
-        return _curve(self._steps, "retain_kl")
+        return curve(self._steps, "retain_kl")
 
     @property
-    def negative_preference(self) -> list[Point]:
+    def negative_preference(self) -> Sequence[Point]:
         """Loss on what is to become unlikely, by step."""
-        return _curve(self._steps, "negative_preference")
+        return curve(self._steps, "negative_preference")
 
     @property
-    def leak(self) -> list[Point]:
+    def leak(self) -> Sequence[Point]:
         """Share of held-out questions that leak, by step of validation; 0 where none was written."""
         found = sorted(self._validations.items())
-        return [(step, float(event.get("leak_rate", 0.0))) for step, event in found]
+        return [(step, event.leak_rate or 0.0) for step, event in found]
 
     @property
     def running(self) -> str:
@@ -157,10 +165,10 @@ class Progress:
         taken = []
         for row in self._new_rows():
             try:
-                event = {OLD_KEYS.get(key, key): value for key, value in json.loads(row).items()}
-                self._take(event)
-            except (ValueError, TypeError, KeyError, AttributeError):
+                event = event_of(parsed(row.decode()))
+            except ValueError:
                 continue  # a line that was cut off, or is no event
+            self._take(event)
             taken.append(event)
         return taken
 
@@ -182,47 +190,50 @@ class Progress:
 
     def _take(self, event: Event) -> None:
         self.version += 1
-        kind, name = event["kind"], str(event["stage"])
-        if kind == "stage" and name in self.stages:
-            self._take_stage(name, event)
-        elif kind == "progress" and name in self.stages:
-            self._take_progress(name, event)
-        elif kind == "validation":
-            self._validations[int(event["step"])] = event
+        if isinstance(event, StageEvent):
+            self._take_stage(event)
+        elif isinstance(event, ProgressEvent):
+            self._take_progress(event)
+        elif isinstance(event, ValidationEvent):
+            self._validations[event.step] = event
             self._log(event, "info")
-        elif kind in ("message", "acceptance"):
-            if kind == "acceptance":
-                self.acceptance = event
-            elif name in self.stages:
-                self.stages[name].message = str(event["text"])
+        elif isinstance(event, AcceptanceEvent):
+            self.acceptance = event
             self._log(event, "info")
-        elif kind == "error":
-            self.error, self.error_code = one_line(str(event["text"])), int(event.get("exit_code", 0))
+        elif isinstance(event, MessageEvent):
+            if event.stage in self.stages:
+                self.stages[event.stage].message = event.text
+            self._log(event, "info")
+        elif isinstance(event, ErrorEvent):
+            self.error, self.error_code = one_line(event.text), event.exit_code
             self._log(event, "error")
 
-    def _take_stage(self, name: str, event: Event) -> None:
-        state = str(event["state"])
-        stage = self.stages[name]
-        if state == "running":
+    def _take_stage(self, event: StageEvent) -> None:
+        stage = self.stages.get(event.stage)
+        if stage is None:
+            return
+        if event.state == "running":
             self.error = ""
-            self.began = float(event["time"])
+            self.began = event.time
             stage.recent.clear()
             if stage.state == "done":  # it is done again
                 stage.done = 0
                 stage.counts.clear()
-        stage.state = state
-        self._log(event, "error" if state == "failed" else "stage")
+        stage.state = event.state
+        self._log(event, "error" if event.state == "failed" else "stage")
 
-    def _take_progress(self, name: str, event: Event) -> None:
-        stage = self.stages[name]
-        if event["unit"] != stage.unit:
+    def _take_progress(self, event: ProgressEvent) -> None:
+        stage = self.stages.get(event.stage)
+        if stage is None:
+            return
+        if event.unit != stage.unit:
             stage.recent.clear()
-        stage.done, stage.total, stage.unit = int(event["done"]), int(event["total"]), str(event["unit"])
+        stage.done, stage.total, stage.unit = event.done, event.total, event.unit
         stage.counts[stage.unit] = stage.done, stage.total
-        stage.recent.append((float(event["time"]), stage.done))
-        if "forget_loss" in event:
+        stage.recent.append((event.time, stage.done))
+        if event.forget_loss is not None:
             self._steps[stage.done] = event
-        self.memory = int(event.get("memory", self.memory))
+        self.memory = self.memory if event.memory is None else event.memory
         stage.samples = list(samples_of(event))
         self.samples.extend(stage.samples)
         self.samples_seen += len(stage.samples)
@@ -230,33 +241,28 @@ class Progress:
     def _log(self, event: Event, level: str) -> None:
         for text in sentences_of(event):
             self.lines_seen += 1
-            self.lines.append(LogLine(float(event["time"]), str(event["stage"]), level, one_line(text)))
+            self.lines.append(LogLine(event.time, event.stage, level, one_line(text)))
 
 
-def samples_of(event: Event) -> Iterator[Sample]:
+def samples_of(event: ProgressEvent) -> Iterator[Sample]:
     """The questions, or the answers with their verdicts, that came with an event of progress."""
-    for sample in event.get("samples", []):
-        if isinstance(sample, dict):
-            yield Sample(sample["question"], sample["answer"], sample.get("reason", ""))
+    for sample in event.samples:
+        if isinstance(sample, str):
+            yield Sample(sample)
         else:
-            yield Sample(str(sample))
+            yield Sample(sample.question, sample.answer, sample.reason)
 
 
 def sentences_of(event: Event) -> list[str]:
     """What an event says that is no progress, a line each."""
-    kind = event["kind"]
-    if kind == "acceptance":
+    if isinstance(event, AcceptanceEvent):
         return acceptance_sentences(event)
-    if kind == "validation":
-        best = ", the best so far" if event.get("best") else ""
+    if isinstance(event, ValidationEvent):
+        best = ", the best so far" if event.best else ""
         return [
-            f"validation at step {event['step']}: {event.get('leak_rate', 0):.0%} of held-out questions "
-            f"leak, {event.get('retain_kl', 0):.3f} nats from the base{best}"
+            f"validation at step {event.step}: {event.leak_rate or 0:.0%} of held-out questions "
+            f"leak, {event.retain_kl or 0:.3f} nats from the base{best}"
         ]
-    if kind == "stage":
-        return [str(event["state"]) + (f": {event['error']}" if event.get("error") else "")]
-    return [str(event["text"])]
-
-
-def _curve(events: dict[int, Event], measure: str) -> list[Point]:
-    return [(step, float(event[measure])) for step, event in sorted(events.items()) if measure in event]
+    if isinstance(event, StageEvent):
+        return [event.state + (f": {event.error}" if event.error else "")]
+    return [event.text] if isinstance(event, MessageEvent | ErrorEvent) else []

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.runs.records import NegativeRow, TrainingRow
 from unlearn_mlx.seeding import random_source
 
 LENGTH_STEP = 4  # tokens; rows are padded to a multiple, so that shapes come again
@@ -56,23 +56,23 @@ class Batch:
     target_count: int
 
 
-def make_row(model: ChatModel, entry: dict[str, Any]) -> Row:
+def make_row(model: ChatModel, entry: TrainingRow) -> Row:
     """Tokens of a dataset row. An incomplete answer's end is no target."""
-    tokens, start = model.conversation_tokens(entry["messages"])
-    end = len(tokens) if entry.get("complete", True) else len(tokens) - 1
-    return Row(tokens, list(range(start, end)), "retain" if entry["part"] == "retain" else "forget")
+    tokens, start = model.conversation_tokens(entry.chat)
+    end = len(tokens) if entry.complete else len(tokens) - 1
+    return Row(tokens, list(range(start, end)), entry.part)
 
 
-def negative_row(model: ChatModel, entry: dict[str, Any]) -> Row:
+def negative_row(model: ChatModel, entry: NegativeRow) -> Row:
     """Tokens of the base's own answer, those of its telling words as targets."""
-    question, answer = entry["messages"]
+    question, answer = entry.chat
     prompt = model.chat_tokens([question])
     tokens = model.text_tokens(answer["content"])
     ends = [len(model.text_of(tokens[: count + 1])) for count in range(len(tokens))]
     targets = [
         len(prompt) + number
         for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False))
-        if any(begin < last and first < end for first, last in entry["target_spans"])
+        if any(begin < last and first < end for first, last in entry.target_spans)
     ]
     # What comes after the last target is of no use.
     row = [*prompt, *tokens]

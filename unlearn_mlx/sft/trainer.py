@@ -20,7 +20,8 @@ from unlearn_mlx.errors import Cancelled, UserError
 from unlearn_mlx.inference.adapters import Adapter, LoraShape, save_arrays
 from unlearn_mlx.inference.chat_model import ChatModel, vocabulary_logits
 from unlearn_mlx.inference.shared_prefix import common_prefix
-from unlearn_mlx.runs.files import LONGEST_TEXT, read_json, read_rows, write_json
+from unlearn_mlx.runs.files import read_json, write_json
+from unlearn_mlx.runs.records import NegativeRow, TrainingRow, negative_rows_file, read_records
 from unlearn_mlx.runs.run import Work
 from unlearn_mlx.sft import parallel
 from unlearn_mlx.sft.batches import TOP, ReferenceTopK, Row, batch_order, make_batch, make_row, negative_row
@@ -49,13 +50,12 @@ def train(model: ChatModel, work: Work) -> None:
         Cancelled: after the state was saved.
     """
     run, settings = work.run, work.settings
-    fields = ("messages", "part")
-    entries = read_rows(run.file("dataset", "train.jsonl"), fields, LONGEST_TEXT)
+    entries = read_records(run.file("dataset", "train.jsonl"), TrainingRow)
     rows = [make_row(model, entry) for entry in entries]
     if settings.npo_weight:
-        telling = read_rows(run.file("dataset", "negative.jsonl"), (*fields, "target_spans"), LONGEST_TEXT)
+        telling = read_records(negative_rows_file(run.file("dataset")), NegativeRow)
         rows += [negative_row(model, entry) for entry in telling]
-    valid_entries = read_rows(run.file("dataset", "valid.jsonl"), fields, LONGEST_TEXT)
+    valid_entries = read_records(run.file("dataset", "valid.jsonl"), TrainingRow)
     valid = [make_row(model, entry) for entry in valid_entries]
     if not any(row.part == "forget" for row in rows):
         raise UserError(

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -11,6 +10,7 @@ from unlearn_mlx.compute.workers import WorkerPool
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
 from unlearn_mlx.leakage.names import named, names_of_base
+from unlearn_mlx.runs.records import TrainingRow
 from unlearn_mlx.sft.batches import ReferenceTopK, Row, make_batch
 from unlearn_mlx.sft.loss import Weights, loss_parts
 from unlearn_mlx.topics import Topic
@@ -39,7 +39,7 @@ class Validation:
     def __init__(
         self,
         topic: Topic,
-        entries: Sequence[dict[str, Any]],
+        entries: Sequence[TrainingRow],
         rows: Sequence[Row],
         references: Sequence[ReferenceTopK | None],
         prefix: Sequence[int],
@@ -47,9 +47,7 @@ class Validation:
         self.topic, self.rows, self.references, self.prefix = topic, rows, references, prefix
         # Each question once, however many answers were drawn for it.
         self.questions = {
-            entry["messages"][0]["content"]: entry.get("base_answer", "")
-            for entry in entries
-            if entry["part"] == "forget"
+            entry.messages[0].content: entry.base_answer for entry in entries if entry.part == "forget"
         }
 
     def measure(self, model: ChatModel, seed: int, workers: WorkerPool | None = None) -> ValidationMetrics:

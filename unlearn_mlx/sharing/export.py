@@ -51,7 +51,7 @@ def export(run: Run, form: str, bits: int | None, out: Path | None = None) -> tu
         raise UserError("--format hf is written in floats: leave out --bits, or use mlx or gguf")
     folder = out or run.file("export", form if form in ("adapter", "hf") else f"{form}-{bits or 16}bit")
     source = resolve_model(run.model_name)
-    if source.weights_sha256 != run.manifest["model"]["sha256"]:
+    if source.weights_sha256 != run.manifest.model.sha256:
         raise UserError(f"{run.path} was made with other weights of {source.name}: fetch those again")
     with _building(folder) as building:
         _WRITERS[form](building, run, source, bits)

@@ -98,7 +98,7 @@ def _as_run(path: Path, topic: Topic, source: ModelSource, shape: LoraShape, wei
     # It was trained elsewhere, on rows that are not here.
     for name in ("questions.jsonl", "retain_questions.jsonl"):
         write_rows(run.file(name), [])
-    run.manifest["imported_from"] = where
+    run.manifest.imported_from = where
     run.save_manifest()
     return run
 

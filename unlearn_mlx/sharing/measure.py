@@ -1,7 +1,6 @@
 """What was exported, measured again: rounding to few bits can bring knowledge back."""
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from unlearn_mlx.evaluation.keys import answers_in, answers_in_words
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe
@@ -52,19 +51,19 @@ def measure_leak(model: ChatModel, run: Run) -> Leak | None:
         return None
     evaluation = read_evaluation(run.path)
     key = open_leak(evaluation)
-    known: dict[str, Any] = {probe["id"]: probe for probe in evaluation["probes"]}
-    probes = [probe for probe in map(_probe, known.values()) if _is_plain(probe)]
+    known = {probe.id: probe for probe in evaluation.probes}
+    probes = [probe for probe in (row.probe() for row in known.values()) if _is_plain(probe)]
     if key is None or not probes:
         return None
     answers = answers_in(key) or 1
     results = score_probes(model, probes, answers - 1, run.settings.seed, lambda *_: None, lambda: False)
     leaked = [probe for probe in probes if results[probe.id]["leaked"]]
     return Leak(
-        evaluation["base"][key],
-        evaluation["adapter"][key],
+        evaluation.base[key],
+        evaluation.adapter.get(key, 0.0),
         len(leaked) / len(probes),
         len(probes),
-        tuple(probe.question for probe in leaked if not known[probe.id]["adapter"]["leaked"]),
+        tuple(probe.question for probe in leaked if not known[probe.id].adapter.leaked),
         answers,
     )
 
@@ -72,11 +71,3 @@ def measure_leak(model: ChatModel, run: Run) -> Leak | None:
 def _is_plain(probe: Probe) -> bool:
     """Whether a probe is one of the "open leak": the topic's, asked plainly."""
     return probe.scope == "topic" and probe.form == QUESTION_ANSWER and bool(probe.leak)
-
-
-def _probe(row: dict[str, Any]) -> Probe:
-    """A probe as it stands in an evaluation, beside what base and adapter did on it."""
-    named: dict[str, Any] = {field.name: row[field.name] for field in fields(Probe) if field.name in row}
-    for name in ("leak", "choices"):
-        named[name] = tuple(named.get(name, ()))
-    return Probe(**named)

@@ -2,7 +2,6 @@
 
 import html
 import re
-from typing import Any
 
 from huggingface_hub import ModelCardData
 
@@ -87,11 +86,8 @@ def _base_on_hub(base: NamedModel | None, label: str) -> str | None:
 
 
 def _licence(base: NamedModel | None, label: str, run: Run) -> str:
-    model = run.manifest["model"]
-    weights = (
-        f"`{as_code(label)}`, revision `{as_code(str(model['revision']))}`, "
-        f"weights SHA-256 `{as_code(str(model['sha256']))}`."
-    )
+    revision, digest = as_code(run.manifest.model.revision), as_code(run.manifest.model.sha256)
+    weights = f"`{as_code(label)}`, revision `{revision}`, weights SHA-256 `{digest}`."
     if base is None:
         return f"{weights} Its licence is the base model's: look it up there."
     text = f"{weights} {base.licence}, as the base model {base.origin}."
@@ -105,8 +101,7 @@ def _licence(base: NamedModel | None, label: str, run: Run) -> str:
 
 
 def _command(run: Run, label: str) -> str:
-    model = {**run.manifest["model"], "name": label}
-    return as_code(making_command({**run.manifest, "model": model}))
+    return as_code(making_command(run.manifest.topic, label, run.manifest.settings))
 
 
 def as_code(text: str) -> str:
@@ -117,7 +112,7 @@ def as_code(text: str) -> str:
 def _table(run: Run) -> str:
     if not run.file("evaluation.json").exists():
         return "It was not evaluated."
-    evaluation: dict[str, Any] = read_evaluation(run.path)
+    evaluation = read_evaluation(run.path)
     rows = [
         f"| {metric.name} | {with_interval(evaluation, metric.key, 'base')} "
         f"| {with_interval(evaluation, metric.key, 'adapter')} | {metric.wanted} "

@@ -12,10 +12,12 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from unlearn_mlx.errors import EnvironmentCannot, UserError
+from unlearn_mlx.evaluation.schema import read_evaluation
 from unlearn_mlx.inference.adapters import CONFIGURATION, WEIGHTS
 from unlearn_mlx.models.hub_errors import hub_reason, hub_words, is_hub_error
 from unlearn_mlx.models.registry import HUB_ID
-from unlearn_mlx.runs.files import read_json, read_rows, write_json
+from unlearn_mlx.runs.files import encoded, write_json
+from unlearn_mlx.runs.records import Question, Record, SampledAnswer, read_record, read_records
 from unlearn_mlx.runs.run import Run
 from unlearn_mlx.sharing.model_card import model_card, public_name
 
@@ -32,6 +34,12 @@ _FILES = {
     ("dataset", "train.jsonl"): "dataset/train.jsonl",
     ("dataset", "valid.jsonl"): "dataset/valid.jsonl",
 }
+
+
+class PushRecord(Record):
+    """What push.json holds."""
+
+    repositories: list[str]
 
 
 def files_to_push(run: Run, repository: str) -> dict[str, bytes | Path]:
@@ -54,20 +62,18 @@ def files_to_push(run: Run, repository: str) -> dict[str, bytes | Path]:
         if not path.resolve().is_relative_to(run.path.resolve()):
             raise UserError(f"{path} is a link that leaves the run: put the file itself there")
         files[name] = path
-    for name in ("questions.jsonl", "answers.jsonl"):
+    kinds: dict[str, type[Record]] = {"questions.jsonl": Question, "answers.jsonl": SampledAnswer}
+    for name, kind in kinds.items():
         rows = files.get(name)
-        if isinstance(rows, Path) and not read_rows(rows):
+        if isinstance(rows, Path) and not read_records(rows, kind):
             del files[name]  # an imported adapter brings none
     label = public_name(run.model_name)
-    evaluation = read_json(run.file("evaluation.json"))
-    manifest = {
-        key: run.manifest[key] for key in ("topic", "model", "settings", "versions") if key in run.manifest
-    }
     # Neither names this machine's folders.
-    for content in (evaluation, manifest):
-        content["model"] = {**run.manifest["model"], "name": label}
+    model = {**run.manifest.model.as_row(), "name": label}
+    evaluation = {**read_evaluation(run.path).as_row(), "model": model}
+    manifest = run.manifest.model_dump(include={"topic", "settings", "versions"}, exclude_unset=True)
     files["evaluation.json"] = _json(evaluation)
-    files["manifest.json"] = _json(manifest)
+    files["manifest.json"] = _json({**manifest, "model": model})
     files["README.md"] = model_card(run, "adapter", repository=repository).encode()
     return dict(sorted(files.items()))
 
@@ -105,7 +111,7 @@ def push(run: Run, repository: str, public: bool = False, update: bool = False) 
 
 def _create(api: HfApi, run: Run, repository: str, public: bool, update: bool) -> None:
     record = run.file(RECORD)
-    made: list[str] = read_json(record)["repositories"] if record.exists() else []
+    made = read_record(record, PushRecord).repositories if record.exists() else []
     try:
         api.create_repo(repository, private=not public)
     except HfHubHTTPError as error:
@@ -135,4 +141,4 @@ def _one_line(error: Exception, repository: str) -> UserError:
 
 
 def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    return encoded(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

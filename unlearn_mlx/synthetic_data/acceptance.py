@@ -2,16 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # faces show the rates without loading what makes them
-    from unlearn_mlx.synthetic_data.answers import Answer
-    from unlearn_mlx.synthetic_data.questions import Question
+from unlearn_mlx.runs.records import AcceptanceEvent, Question, SampledAnswer
 
 REASONS_SHOWN = 5
 
 
-def acceptance(questions: "Iterable[Question]", answers: "Sequence[Answer]") -> dict[str, Any]:
+def acceptance(questions: Iterable[Question], answers: Sequence[SampledAnswer]) -> dict[str, Any]:
     """Share of accepted samples overall and by kind of question, and rejects by reason."""
     kinds = {question.id: question.kind for question in questions}
     sampled, accepted = Counter[str](), Counter[str]()
@@ -26,12 +24,12 @@ def acceptance(questions: "Iterable[Question]", answers: "Sequence[Answer]") -> 
     }
 
 
-def acceptance_sentences(event: dict[str, Any]) -> list[str]:
+def acceptance_sentences(event: AcceptanceEvent) -> list[str]:
     """An acceptance event in two lines: the rate with the reasons, and the kinds, the worst first."""
-    reasons = list(event["by_reason"].items())[:REASONS_SHOWN]
+    reasons = list(event.by_reason.items())[:REASONS_SHOWN]
     rejected = ", ".join(f"{count} {reason}" for reason, count in reasons)
-    sentences = [f"{event['rate']:.0%} of the guarded answers accepted; rejected: {rejected or 'none'}"]
-    kinds = sorted(event.get("by_kind", {}).items(), key=lambda kind: (kind[1], kind[0]))
+    sentences = [f"{event.rate:.0%} of the guarded answers accepted; rejected: {rejected or 'none'}"]
+    kinds = sorted(event.by_kind.items(), key=lambda kind: (kind[1], kind[0]))
     if kinds:
         sentences.append("accepted by kind: " + ", ".join(f"{kind} {share:.0%}" for kind, share in kinds))
     return sentences

@@ -2,28 +2,16 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request
+from unlearn_mlx.runs.records import Question, SampledAnswer
 from unlearn_mlx.runs.run import Work
 from unlearn_mlx.synthetic_data.guardrail import VARIANTS, guarded_messages, hint_for
 from unlearn_mlx.synthetic_data.journal import Journal
 from unlearn_mlx.synthetic_data.leaks import LeakFilter
-from unlearn_mlx.synthetic_data.questions import Question
 from unlearn_mlx.text.words import whole_sentences
 from unlearn_mlx.topics import Topic
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A sampled answer, accepted or rejected for a reason."""
-
-    question_id: str
-    answer: str
-    accepted: bool
-    reason: str
-    round: int
 
 
 def base_answers(
@@ -50,11 +38,11 @@ def base_answers(
 
 def guarded_answers(
     model: ChatModel, work: Work, stage: str, topic: Topic, questions: Sequence[Question], leaks: LeakFilter
-) -> list[Answer]:
+) -> list[SampledAnswer]:
     """Every sampled answer, until each question has enough accepted ones or the rounds are over."""
     settings = work.settings
     journal = Journal(work.run.file("journal", "guarded.jsonl"))
-    answers: list[Answer] = []
+    answers: list[SampledAnswer] = []
     accepted: Counter[str] = Counter()
     texts: defaultdict[str, set[str]] = defaultdict(set)
     wanted = settings.answers * len(questions)
@@ -98,10 +86,14 @@ def guarded_answers(
                         accepted[question.id] += 1
                         texts[question.id].add(text)
                         leaks.accept(question.question, text)
-                    answers.append(
-                        Answer(question.id, text or completion.text, not reason, reason, round_number)
-                    )
+                    answers.append(_answer(question, text or completion.text, reason, round_number))
                     said = " ".join(completion.text.split())  # of what has no whole sentence, what there is
                     shown.append({"question": question.question, "answer": text or said, "reason": reason})
                 work.progress(stage, sum(accepted.values()), wanted, "guarded answers", samples=shown)
     return answers
+
+
+def _answer(question: Question, text: str, reason: str, round_number: int) -> SampledAnswer:
+    return SampledAnswer(
+        question_id=question.id, answer=text, accepted=not reason, reason=reason, round=round_number
+    )

@@ -2,35 +2,44 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from unlearn_mlx.runs.files import write_rows
+from unlearn_mlx.runs.records import ChatMessage, NegativeRow, Question, RetainRow, TrainingRow
 from unlearn_mlx.seeding import random_source
+from unlearn_mlx.synthetic_data.edits import Pair
 
 VALID_EVERY = 12  # of the questions, one in so many is kept for validation
 
 
-def row(question: dict[str, Any], answer: str, part: str, complete: bool, base: str = "") -> dict[str, Any]:
-    """One row. ``part`` is "forget", "retain" or "negative"; an incomplete answer's end is no target."""
-    return {
-        "messages": [
-            {"role": "user", "content": question["question"]},
-            {"role": "assistant", "content": answer},
-        ],
-        "part": part,
-        "question_id": question["id"],
-        "complete": complete,
-        **({"base_answer": base} if base else {}),
-    }
+def training_row(
+    question: Question, answer: str, part: Literal["forget", "retain"], complete: bool, base: str = ""
+) -> TrainingRow:
+    """One row; an incomplete answer's end is no target."""
+    known = {"base_answer": base} if base else {}
+    return TrainingRow(
+        messages=_messages(question, answer),
+        part=part,
+        question_id=question.id,
+        complete=complete,
+        **known,
+    )
+
+
+def _messages(question: Question, answer: str) -> list[ChatMessage]:
+    return [
+        ChatMessage(role="user", content=question.question),
+        ChatMessage(role="assistant", content=answer),
+    ]
 
 
 def write_dataset(
     folder: Path,
-    questions: Sequence[dict[str, Any]],
-    answers: Iterable[dict[str, Any]],
+    questions: Sequence[Question],
+    pairs: Iterable[Pair],
     base: dict[str, str],
     telling: dict[str, list[tuple[int, int]]],
-    retain: Sequence[dict[str, Any]],
+    retain: Sequence[RetainRow],
     seed: int,
 ) -> None:
     """Write train.jsonl and valid.jsonl, split by question, and negative.jsonl.
@@ -39,31 +48,29 @@ def write_dataset(
     ``telling`` maps a question's id to the words that are to become unlikely: where each begins and
     ends in the base's answer.
     """
-    by_id = {question["id"]: question for question in questions}
+    by_id = {question.id: question for question in questions}
     rows = [
-        row(
-            by_id[answer["question_id"]],
-            answer["answer"],
-            "forget",
-            True,
-            base.get(answer["question_id"], ""),
-        )
-        for answer in answers
-        if answer["accepted"] and answer["question_id"] in by_id
+        training_row(by_id[pair.question_id], pair.answer, "forget", True, base.get(pair.question_id, ""))
+        for pair in pairs
+        if pair.accepted and pair.question_id in by_id
     ]
-    rows += [row(item, item["answer"], "retain", item["complete"]) for item in retain]
+    rows += [training_row(item, item.answer, "retain", item.complete) for item in retain]
     negative = [
-        {**row(by_id[id], base[id], "negative", False), "target_spans": spans}
+        NegativeRow(
+            messages=_messages(by_id[id], base[id]),
+            part="negative",
+            question_id=id,
+            complete=False,
+            target_spans=[[begin, end] for begin, end in spans],
+        )
         for id, spans in telling.items()
         if spans
     ]
-    order = [*by_id, *(item["id"] for item in retain)]
+    order = [*by_id, *(item.id for item in retain)]
     held_out = set(order[VALID_EVERY - 1 :: VALID_EVERY])
-    valid = [entry for entry in rows if entry["question_id"] in held_out]
-    train = [entry for entry in rows if entry["question_id"] not in held_out]
+    valid = [row for row in rows if row.question_id in held_out]
+    train = [row for row in rows if row.question_id not in held_out]
     random_source(seed, "rows").shuffle(train)
-    write_rows(folder / "train.jsonl", train)
-    write_rows(folder / "valid.jsonl", valid)
-    write_rows(
-        folder / "negative.jsonl", [entry for entry in negative if entry["question_id"] not in held_out]
-    )
+    negative = [row for row in negative if row.question_id not in held_out]
+    for name, chosen in (("train", train), ("valid", valid), ("negative", negative)):
+        write_rows(folder / f"{name}.jsonl", [row.as_row() for row in chosen])

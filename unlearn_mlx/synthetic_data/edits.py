@@ -8,10 +8,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs.files import LONGEST_TEXT, append_rows, read_rows, write_rows
+from pydantic import Field
+
+from unlearn_mlx.runs.files import append_rows, write_rows
+from unlearn_mlx.runs.records import Question, Record, SampledAnswer, Text, read_records
 
 FILE = "edits.jsonl"
 BY_HAND = "by hand"  # kind of a question that the user wrote
@@ -45,6 +47,18 @@ class Pair:
         return self.reason == BY_HAND
 
 
+SaidText = Annotated[Text, Field(pattern=r"\S")]  # with more than blanks
+
+
+class EditRow(Record):
+    """A line of edits.jsonl; ``replaces`` is the question and the answer that were there."""
+
+    question: SaidText
+    answer: SaidText
+    accepted: bool
+    replaces: Annotated[list[SaidText], Field(min_length=2, max_length=2)] | None = None
+
+
 def read_edits(run_folder: Path) -> list[Edit]:
     """The edits of a run in the order they were made.
 
@@ -54,14 +68,12 @@ def read_edits(run_folder: Path) -> list[Edit]:
     path = run_folder / FILE
     if not path.exists():
         return []
-    edits = []
-    for row in read_rows(path, ("question", "answer", "accepted"), LONGEST_TEXT):
-        was = row.get("replaces")
-        texts = [row["question"], row["answer"], *(was or ())]
-        if not all(isinstance(text, str) and text.strip() for text in texts) or len(texts) not in (2, 4):
-            raise UserError(f"{path}: a question or answer is no text; mend or delete its line")
-        edits.append(Edit(texts[0], texts[1], bool(row["accepted"]), (was[0], was[1]) if was else None))
-    return edits
+    return [
+        Edit(row.question, row.answer, row.accepted, (row.replaces[0], row.replaces[1]))
+        if row.replaces
+        else Edit(row.question, row.answer, row.accepted)
+        for row in read_records(path, EditRow)
+    ]
 
 
 def add_edit(run_folder: Path, edit: Edit) -> None:
@@ -77,21 +89,21 @@ def undo_edit(run_folder: Path) -> Edit | None:
     return edits[-1] if edits else None
 
 
-def pairs_of(questions: Sequence[dict[str, Any]], answers: Sequence[dict[str, Any]]) -> list[Pair]:
+def pairs_of(questions: Sequence[Question], answers: Sequence[SampledAnswer]) -> list[Pair]:
     """Questions and sampled answers, as their files hold them, joined."""
-    by_id = {row["id"]: row for row in questions}
+    by_id = {question.id: question for question in questions}
     return [
         Pair(
-            row["question_id"],
-            by_id[row["question_id"]]["question"],
-            by_id[row["question_id"]].get("kind", ""),
-            row["answer"],
-            row["accepted"],
-            row.get("reason", ""),
-            row.get("round", 0),
+            answer.question_id,
+            by_id[answer.question_id].question,
+            by_id[answer.question_id].kind,
+            answer.answer,
+            answer.accepted,
+            answer.reason,
+            answer.round,
         )
-        for row in answers
-        if row["question_id"] in by_id
+        for answer in answers
+        if answer.question_id in by_id
     ]
 
 
@@ -128,10 +140,10 @@ def apply_edits(pairs: Sequence[Pair], edits: Sequence[Edit]) -> list[Pair]:
     return edited
 
 
-def hand_questions(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+def hand_questions(pairs: Sequence[Pair]) -> list[Question]:
     """The questions that the user wrote, as questions.jsonl holds questions, each once."""
     return [
-        {"id": id, "question": question, "kind": BY_HAND, "subject": ""}
+        Question(id=id, question=question, kind=BY_HAND, subject="")
         for id, question in {
             pair.question_id: pair.question for pair in pairs if pair.kind == BY_HAND
         }.items()

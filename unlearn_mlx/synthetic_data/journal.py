@@ -15,11 +15,22 @@ from pathlib import Path
 from unlearn_mlx.compute.workers import WorkerPool
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Completion, Request, answer_groups
-from unlearn_mlx.runs.files import append_rows, read_journal
+from unlearn_mlx.runs.files import append_rows
+from unlearn_mlx.runs.records import Record, read_known
 
 # Half as many would lose less and take 40 % longer on a CPU, where a small batch costs what a large one does.
 COHORT = 64  # requests at most
 TWO_FROM = 24  # requests; fewer are soon answered by one process
+
+
+class CompletionRow(Record):
+    """A completion as its line holds it; ``asked`` names all that it depends on."""
+
+    asked: str
+    key: str
+    text: str
+    token_count: int
+    finished: bool
 
 
 class Journal:
@@ -28,9 +39,8 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._known = {
-            row["asked"]: Completion(row["key"], row["text"], row["token_count"], row["finished"])
-            for row in read_journal(path)
-            if row.keys() >= {"asked", "key", "text", "token_count", "finished"}
+            row.asked: Completion(row.key, row.text, row.token_count, row.finished)
+            for row in read_known(path, CompletionRow)
         }
 
     def complete(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from unlearn_mlx.inference.chat_model import ChatModel, Message
 from unlearn_mlx.inference.generation import Request
+from unlearn_mlx.runs.records import Question
 from unlearn_mlx.runs.run import Work
 from unlearn_mlx.seeding import random_source
 from unlearn_mlx.synthetic_data.journal import Journal
@@ -32,16 +33,6 @@ class Subject:
 
     name: str
     hint: str  # how the writer is told of it: "Hermione Granger in Harry Potter"
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question and its form."""
-
-    id: str
-    question: str
-    kind: str
-    subject: str
 
 
 def topic_subjects(topic: Topic) -> list[Subject]:
@@ -171,9 +162,8 @@ def write_questions(
                 if reason:
                     reasons[reason] += 1
                 elif len(questions) < count:
-                    questions.append(
-                        Question(f"{name}-{len(questions) + 1:04d}", text, kind.name, subject.name)
-                    )
+                    id = f"{name}-{len(questions) + 1:04d}"
+                    questions.append(Question(id=id, question=text, kind=kind.name, subject=subject.name))
                     fresh.append(text)
             work.progress(stage, len(questions), count, f"{name} questions", samples=fresh)
     return questions, reasons

@@ -1,13 +1,12 @@
 """The two stages of data: questions, then answers and training rows, each readable on disk."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Sequence
 
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.paths import DATA
-from unlearn_mlx.runs.files import LONGEST_TEXT, read_rows, write_json, write_rows
+from unlearn_mlx.runs.files import write_json, write_rows
+from unlearn_mlx.runs.records import Question, RetainQuestion, RetainRow, read_records
 from unlearn_mlx.runs.run import Work
 from unlearn_mlx.seeding import random_source
 from unlearn_mlx.synthetic_data.acceptance import acceptance
@@ -16,7 +15,6 @@ from unlearn_mlx.synthetic_data.dataset import write_dataset
 from unlearn_mlx.synthetic_data.edits import apply_edits, hand_questions, pairs_of, read_edits
 from unlearn_mlx.synthetic_data.leaks import LeakFilter
 from unlearn_mlx.synthetic_data.questions import (
-    Question,
     Subject,
     retain_subjects,
     topic_subjects,
@@ -59,19 +57,19 @@ def make_questions(model: ChatModel, work: Work, probes: Sequence[str]) -> None:
         work.run.event(
             "questions", "message", text=f"{len(questions)} of {settings.questions} questions; dropped: {why}"
         )
-    retain: list[dict[str, Any]] = []
+    retain: list[RetainQuestion] = []
     for part, count in (("neighbour", settings.neighbours), ("general", settings.general)):
         subjects = retain_subjects(topic.neighbours) if part == "neighbour" else general_subjects()
         if count and subjects:
             written, _ = write_questions(
                 model, work, "questions", part, subjects, count, probes, topic, about_topic=False
             )
-            retain += [{**asdict(question), "part": part} for question in written]
+            retain += [RetainQuestion(**question.as_row(), part=part) for question in written]
     told = everyday_instructions(topic, probes, settings.instructions, settings.seed)
-    retain += [{**asdict(question), "part": "instruction"} for question in told]
-    write_rows(work.run.file("retain_questions.jsonl"), retain)
+    retain += [RetainQuestion(**question.as_row(), part="instruction") for question in told]
+    write_rows(work.run.file("retain_questions.jsonl"), [question.as_row() for question in retain])
     # The last file of the stage: where it is, the stage is whole.
-    write_rows(work.run.file("questions.jsonl"), [asdict(question) for question in questions])
+    write_rows(work.run.file("questions.jsonl"), [question.as_row() for question in questions])
     write_json(work.run.file("journal", "questions-dropped.json"), dict(reasons))
 
 
@@ -82,22 +80,19 @@ def make_answers(model: ChatModel, work: Work) -> None:
         UserError: before any work where a row is damaged or too long, and where too few answers passed.
     """
     run, settings, topic = work.run, work.settings, work.run.topic
-    fields = ("id", "question", "kind")
-    rows = read_rows(run.file("questions.jsonl"), fields, LONGEST_TEXT)
-    questions = _questions(rows)
-    retain_rows = read_rows(run.file("retain_questions.jsonl"), fields, LONGEST_TEXT)
+    questions = read_records(run.file("questions.jsonl"), Question)
+    retain_questions = read_records(run.file("retain_questions.jsonl"), RetainQuestion)
     edits = read_edits(run.path)
     base = base_answers(model, work, "answers", "base", questions)
-    kept = base_answers(model, work, "answers", "retain", _questions(retain_rows))
+    kept = base_answers(model, work, "answers", "retain", retain_questions)
     retain = [
-        {**row, "answer": kept[row["id"]][0], "complete": kept[row["id"]][1]}
-        for row in retain_rows
-        if kept[row["id"]][0]
+        RetainRow(**question.as_row(), answer=kept[question.id][0], complete=kept[question.id][1])
+        for question in retain_questions
+        if kept[question.id][0]
     ]
     base_texts = {id: text for id, (text, _) in base.items()}
     near, far = (
-        [row["answer"] for row in retain if (row.get("part") == "neighbour") is is_near]
-        for is_near in (True, False)
+        [row.answer for row in retain if (row.part == "neighbour") is is_near] for is_near in (True, False)
     )
     asked = {question.id: question.question for question in questions}
     leaks = LeakFilter(topic, base_texts, far, settings.similarity, near, asked)
@@ -108,22 +103,23 @@ def make_answers(model: ChatModel, work: Work) -> None:
             f"only {accepted} answers passed the leak filter: raise --rounds or --similarity, "
             f"or see the reasons in {run.file('answers.jsonl')}"
         )
-    pairs = apply_edits(pairs_of(rows, [asdict(answer) for answer in answers]), edits)
+    pairs = apply_edits(pairs_of(questions, answers), edits)
     by_hand = hand_questions(pairs)
     if by_hand:
-        own = base_answers(model, work, "answers", "hand", _questions(by_hand))
+        own = base_answers(model, work, "answers", "hand", by_hand)
         base_texts.update({id: text for id, (text, _) in own.items()})  # the filter looks here too
     write_rows(
         run.file("base_answers.jsonl"),
         [{"question_id": id, "answer": text} for id, text in base_texts.items()],
     )
-    write_rows(run.file("retain.jsonl"), retain)
-    write_rows(run.file("answers.jsonl"), [asdict(answer) for answer in answers])
-    telling = {row["id"]: leaks.target_spans(row["id"], row["question"]) for row in (*rows, *by_hand)}
+    write_rows(run.file("retain.jsonl"), [row.as_row() for row in retain])
+    write_rows(run.file("answers.jsonl"), [answer.as_row() for answer in answers])
+    every = [*questions, *by_hand]
+    telling = {question.id: leaks.target_spans(question.id, question.question) for question in every}
     write_dataset(
         run.file("dataset"),
-        [*rows, *by_hand],
-        map(asdict, pairs),
+        every,
+        pairs,
         base_texts,
         telling,
         retain,
@@ -147,10 +143,6 @@ def everyday_instructions(topic: Topic, probes: Sequence[str], count: int, seed:
     usable = [line for line in lines if line.strip() and not topic.mentions(line) and not asked.holds(line)]
     order = random_source(seed, "questions/instruction").permutation(len(usable))
     return [
-        Question(f"instruction-{number:04d}", usable[place], "instruction", "")
+        Question(id=f"instruction-{number:04d}", question=usable[place], kind="instruction", subject="")
         for number, place in enumerate(order[:count], start=1)
     ]
-
-
-def _questions(rows: Iterable[dict[str, Any]]) -> list[Question]:
-    return [Question(row["id"], row["question"], row["kind"], row.get("subject", "")) for row in rows]
