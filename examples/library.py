@@ -10,6 +10,7 @@ from pathlib import Path
 
 from unlearn_mlx.compute.cpu_setup import prepare_cpu
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.evaluation.keys import OPEN_KNOWN, OPEN_LEAK, key_of
 from unlearn_mlx.evaluation.schema import read_evaluation
 from unlearn_mlx.inference.engine import Engine, context_of
 from unlearn_mlx.pipeline import run_stages
@@ -17,7 +18,7 @@ from unlearn_mlx.runs.files import read_rows
 from unlearn_mlx.runs.run import STAGES, Run
 from unlearn_mlx.session.create import new_run
 
-SHOWN = ("topic/open leak", "neighbour/open known", "general/open known")
+SHOWN = (OPEN_LEAK, *OPEN_KNOWN.values())
 
 
 def forget(run: Run) -> None:
@@ -62,7 +63,8 @@ def _answers(run: Run) -> str:
 def _metrics(run: Run) -> str:
     evaluation = read_evaluation(run.path)
     base, adapter = evaluation.base, evaluation.adapter
-    return ", ".join(f"{name} {base[name]:.0%} -> {adapter[name]:.0%}" for name in SHOWN if name in base)
+    keys = [key for name in SHOWN if (key := key_of(base, name))]
+    return ", ".join(f"{key} {base[key]:.0%} -> {adapter[key]:.0%}" for key in keys)
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ import pytest
 
 from examples import library
 from tests.helpers import run_with_dataset
+from unlearn_mlx.evaluation.keys import key_of
 from unlearn_mlx.evaluation.probes import Probe, write_row
 from unlearn_mlx.runs.files import write_rows
 
@@ -25,7 +26,8 @@ def test_it_works_off_a_run_and_asks_both(tmp_path, tiny_folder, capsys):
     assert "1 of 1 accepted, such as 'A baker.'" in lines[1]
     assert run.has_adapter and str(run.file("adapter")) in lines[2]
     measured = json.loads(run.file("evaluation.json").read_text())
-    assert f"topic/open leak {measured['base']['topic/open leak']:.0%} -> " in lines[3]
+    key = key_of(measured["base"], "topic/open leak")
+    assert f"{key} {measured['base'][key]:.0%} -> " in lines[3]
     said = library.ask(run, "Who is Harry Potter?")
     assert said.keys() == {"base", "adapter"} and said["base"]
 
