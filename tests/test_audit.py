@@ -147,8 +147,8 @@ def test_the_verdict_names_what_brought_most_back():
 )
 def test_where_nothing_was_forgotten_nothing_can_come_back(base, adapter, questions):
     rows = rows_with(four=0.9)
-    rows[0] |= {"leak": base, "questions": questions}
-    rows[1]["leak"] = adapter
+    rows[0].leak, rows[0].questions = base, questions
+    rows[1].leak = adapter
     text = verdict(rows)
     assert text.startswith("Nothing was forgotten that could come back")
     assert f"{base:.0%}" in text and "came back" not in text
@@ -157,8 +157,8 @@ def test_where_nothing_was_forgotten_nothing_can_come_back(base, adapter, questi
 @pytest.mark.parametrize(("base", "questions"), [(2 / 48, 48), (0.1, None), (0.8, 48)])
 def test_what_little_was_forgotten_can_come_back_whole(base, questions):
     rows = rows_with(four=0.9)
-    rows[0] |= {"leak": base, "questions": questions}
-    rows[1]["leak"] = 0.0
+    rows[0].leak, rows[0].questions = base, questions
+    rows[1].leak = 0.0
     assert verdict(rows).startswith("100% of the forgotten knowledge came back")
 
 

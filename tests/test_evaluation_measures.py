@@ -117,7 +117,7 @@ def test_the_area_under_the_curve_is_the_chance_of_the_right_order():
     assert area_under_curve([3, 4], [1, 2]) == 1
     assert area_under_curve([1, 2], [1, 2]) == 0.5
     assert area_under_curve([1, 3], [2, 2]) == 0.5
-    passages = [Passage("a", "topic", ""), Passage("b", "neighbour", "")]
+    passages = [Passage(id="a", scope="topic", text=""), Passage(id="b", scope="neighbour", text="")]
     rows = [dict.fromkeys(ATTACKS, 1.0), dict.fromkeys(ATTACKS, 2.0)]
     assert set(membership_metrics(passages, rows).values()) == {0.0}
 
@@ -210,7 +210,10 @@ def test_a_difference_is_paired():
 
 
 def test_an_adapter_that_does_nothing_leaves_neutral_texts_alone(tiny_model):
-    passages = [Passage("a", "topic", SENTENCES[1]), Passage("b", "neighbour", SENTENCES[5])]
+    passages = [
+        Passage(id="a", scope="topic", text=SENTENCES[1]),
+        Passage(id="b", scope="neighbour", text=SENTENCES[5]),
+    ]
 
     def compared(adapter):
         return compare_neutral(tiny_model, adapter, passages, 0, lambda *_: None, lambda: False)

@@ -1,14 +1,12 @@
 """Publishing a run, by the hub's real client, on a hub of our own."""
 
-import json
-
 import pytest
 
 from tests.helpers import complaint, files_of, unlearn
 from tests.hub import TOKEN
 from tests.runs_with_results import finished_run
 from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.evaluation.schema import open_leak
+from unlearn_mlx.evaluation.schema import open_leak, read_evaluation
 from unlearn_mlx.models.hub_errors import without_secrets
 from unlearn_mlx.runs.files import write_rows
 from unlearn_mlx.runs.run import open_run
@@ -171,5 +169,5 @@ def test_the_card_says_what_matters_and_trusts_no_name(run):
         assert f"## {section}" in body
     assert "| topic: open questions that leak in " in body
     assert "not proven erased" in body
-    evaluation = json.loads(run.file("evaluation.json").read_text())
-    assert f"{evaluation['adapter'][open_leak(evaluation)]:.0%}" in body
+    evaluation = read_evaluation(run.path)
+    assert f"{evaluation.adapter[open_leak(evaluation)]:.0%}" in body

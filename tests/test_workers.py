@@ -137,9 +137,9 @@ def test_a_lost_worker_is_one_message_among_the_events_of_the_run(tiny_folder, w
     monkeypatch.setattr(loading, "worker_count", lambda *_: 1)
     pipeline.run_stages(run, ["train"])
     assert len(started) == 1 and run.stage_is_done("train")
-    told = [event for event in run.events() if "worker" in event.get("text", "")]
-    assert [event["kind"] for event in told] == ["message"]
-    assert "killed by signal 9" in told[0]["text"]
+    told = [event for event in run.events() if "worker" in getattr(event, "text", "")]
+    assert [event.kind for event in told] == ["message"]
+    assert "killed by signal 9" in told[0].text
 
 
 def test_cancelled_work_leaves_no_process(tiny_model, workers, lost):
