@@ -280,10 +280,10 @@ def test_tabs_with_two_models_do_not_take_the_memory_from_each_other(place, tiny
 
 def test_results_of_a_run_with_every_answer(place):
     app = opened("results")
-    metrics = read_evaluation(place / "runs/odd")
+    evaluation = read_evaluation(place / "runs/odd")
     table = next(body for body in bodies(app) if "<table" in body)
     assert "topic: open questions that leak in " in table
-    assert f"<td>{metrics.adapter[open_leak(metrics)]:.0%}</td>" in table
+    assert f"<td>{evaluation.adapter[open_leak(evaluation)]:.0%}</td>" in table
     assert any("suppressed, not proven erased" in text for text in texts(app))
     # The other metrics, and the questions of the first cell.
     assert app.expander[0].label == "Every other metric" and len(app.expander) == 8
