@@ -7,6 +7,7 @@ import pytest
 
 from tests.evaluated import USUAL, evaluated_run, evaluation_of
 from tests.helpers import dataset_rows, negative_rows
+from tests.runs_with_results import finished_run
 from unlearn_mlx.cli.main import main
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.schema import read_audit, read_evaluation
@@ -24,6 +25,7 @@ from unlearn_mlx.runs.records import (
     read_records,
 )
 from unlearn_mlx.runs.run import STAGES, open_run
+from unlearn_mlx.sharing.push import files_to_push
 
 DEEP = "[" * 100_000 + "]" * 100_000
 FOREIGN = ["", "[]", "7", "null", '"text"', "{}", "{", "\ufeff{}", DEEP, '{"a": ' * 300 + "1" + "}" * 300]
@@ -339,3 +341,28 @@ def test_the_shipped_adapters_are_read(pytestconfig):
         }.items():
             path = rows / f"{name}.jsonl"
             assert [row.as_row() for row in read_records(path, kind)] == read_rows(path)
+
+
+def test_runs_lists_what_is_damaged_beside_what_is_not(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("good", "bad"):
+        run_at(Path("runs") / name)
+    Path("runs/bad/manifest.json").write_text(DEEP)
+    capsys.readouterr()
+    assert main(["runs"]) == 0
+    bad, good = capsys.readouterr().out.splitlines()
+    assert "damaged" in bad and "manifest.json" in bad and "Harry Potter" in good
+
+
+def test_what_leaves_the_machine_is_read_first(tmp_path, tiny_folder, capsys):
+    run = finished_run(tmp_path / "run", tiny_folder)
+    for name in ("answers.jsonl", "evaluation.json"):
+        whole = run.file(name).read_text() if run.file(name).exists() else ""
+        run.file(name).write_text('{"question_id": 7}\n')
+        with pytest.raises(UserError, match=name):
+            files_to_push(open_run(run.path), "someone/something")
+        if name == "answers.jsonl":
+            run.file(name).write_text(whole)
+    assert main(["export", str(run.path), "--format", "adapter", "--out", str(tmp_path / "out")]) == 2
+    assert "evaluation.json is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
