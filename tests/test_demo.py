@@ -374,7 +374,7 @@ def test_the_shipped_adapters_are_there_on_a_fresh_clone(workplace):
         assert (choice.rows / "answers.jsonl").exists()
 
 
-def test_leaks_are_what_the_question_did_not_say():
+def test_leak_filter_are_what_the_question_did_not_say():
     from demo.text import answer_html
 
     answer = "Harry Potter met Hermione's friend J. K. Rowling in Hogwarts."

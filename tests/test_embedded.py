@@ -13,7 +13,8 @@ from unlearn_mlx.runs.files import read_rows
 from unlearn_mlx.runs.run import STAGES, open_run
 
 COUNTS = (
-    *("--model", "smollm2", "--questions", 12, "--answers", 1, "--neighbours", 6, "--general", 4),
+    *("--model", "smollm2", "--questions", 12, "--answers", 1, "--rounds", 3),
+    *("--neighbours", 4, "--general", 2, "--instructions", 2),
     *("--epochs", 1, "--samples", 0, "--probes", 60, "--validations", 1, "--learning-rate", 0.002),
 )
 

@@ -11,7 +11,7 @@ import pytest
 from unlearn_mlx.cli.doctor import Finding, macos, memory, wired_limit, without_mlx
 from unlearn_mlx.compute import planner
 from unlearn_mlx.compute.device import Device, current_device
-from unlearn_mlx.compute.memory import GIGABYTE, mac_memory
+from unlearn_mlx.compute.memory import GIGABYTE, bound_cache, mac_memory
 from unlearn_mlx.compute.planner import mac_table, plan, preset_for, shape_from, shape_of
 from unlearn_mlx.config import make_settings
 from unlearn_mlx.errors import UserError
@@ -140,3 +140,12 @@ def test_the_pages_have_the_planners_figures(page):
         if row["preset"]:
             peak = max(row[part] for part in ("generation", "training", "evaluation"))
             assert cells[2].startswith(f"{peak / GIGABYTE:.1f} GB")
+
+
+def test_a_gpu_keeps_a_bounded_share_of_freed_arrays(monkeypatch):
+    bounds = []
+    monkeypatch.setattr("mlx.core.set_cache_limit", bounds.append)
+    bound_cache()
+    monkeypatch.setattr("unlearn_mlx.compute.memory.current_device", lambda: mac(16))
+    bound_cache()
+    assert bounds[-1] == mac_memory(16) // 8 and len(bounds) == 1 + current_device().is_gpu

@@ -199,7 +199,7 @@ def test_labels_stand_beside_their_answers(tmp_path):
         ("", "a", []),
     ],
 )
-def test_leaks_are_marked_where_they_stand(text, pattern, hits):
+def test_leak_filter_are_marked_where_they_stand(text, pattern, hits):
     pieces = marked(text, [pattern])
     assert [piece for piece, hit in pieces if hit] == hits
     assert "".join(piece for piece, _ in pieces) == text.replace("e\u0301", "é")

@@ -227,7 +227,7 @@ def test_an_answer_that_did_not_end_by_itself_says_how_it_ended():
     assert turn.heading("adapter") == "adapter · strength 0.5"
 
 
-def test_leaks_are_the_names_that_the_question_did_not_say():
+def test_leak_filter_are_the_names_that_the_question_did_not_say():
     answer = "Harry Potter met Hermione in Hogwarts. Hermione\x07 stayed."
     pieces = leak_pieces(WIZARD, "Who is Harry Potter?", answer)
     assert "".join(text for text, _ in pieces) == answer.replace("\x07", " ")

@@ -29,7 +29,7 @@ from unlearn_mlx.runs.run import STAGES, Work, open_run
 from unlearn_mlx.sharing.export import export
 from unlearn_mlx.sharing.serve import Server, model_names
 from unlearn_mlx.synthetic_data import answers
-from unlearn_mlx.synthetic_data.leaks import LeakFilter
+from unlearn_mlx.synthetic_data.leak_filter import LeakFilter
 from unlearn_mlx.synthetic_data.questions import QuestionFilter
 
 SMALL = {

@@ -1,10 +1,11 @@
-"""How much memory there is: what is free, what macOS lets a GPU keep, and the highest point so far."""
+"""How much memory there is, what of it mlx may keep, and the highest point so far."""
 
 import psutil
 
 from unlearn_mlx.compute.device import current_device
 
 GIGABYTE = 1024**3
+KEPT_SHARE = 8  # freed arrays may take one part in so many of what a GPU grants
 
 
 def free_bytes() -> int:
@@ -15,6 +16,19 @@ def free_bytes() -> int:
     if device.is_gpu:
         return device.memory_bytes - mx.get_active_memory()
     return int(psutil.virtual_memory().available)
+
+
+def bound_cache() -> None:
+    """Bound what mlx keeps of freed arrays on a GPU.
+
+    Batches of many padded lengths free arrays of many sizes; unbounded they pile up until the model
+    itself has no room, and Metal ends the process. A CPU's are bounded by the allocator.
+    """
+    import mlx.core as mx
+
+    device = current_device()
+    if device.is_gpu:
+        mx.set_cache_limit(device.memory_bytes // KEPT_SHARE)
 
 
 def peak_bytes() -> int:

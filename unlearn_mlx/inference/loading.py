@@ -10,7 +10,7 @@ from mlx_lm.utils import dequantize_model, load
 
 from unlearn_mlx.compute.batch_size import decode_batch_size
 from unlearn_mlx.compute.device import current_device
-from unlearn_mlx.compute.memory import free_bytes
+from unlearn_mlx.compute.memory import bound_cache, free_bytes
 from unlearn_mlx.compute.workers import WorkerPool, worker_count
 from unlearn_mlx.errors import EnvironmentCannot
 from unlearn_mlx.inference.chat_model import ChatModel
@@ -26,6 +26,7 @@ def load_model(source: ModelSource) -> ChatModel:
     Raises:
         EnvironmentCannot: where the files are damaged or of an unknown architecture.
     """
+    bound_cache()
     try:
         loaded: Any = load(str(source.folder))
     except Exception as error:  # mlx-lm and safetensors raise many kinds for a damaged folder

@@ -9,7 +9,7 @@ from unlearn_mlx.runs.records import Question, SampledAnswer
 from unlearn_mlx.runs.run import Work
 from unlearn_mlx.synthetic_data.guardrail import VARIANTS, guarded_messages, hint_for
 from unlearn_mlx.synthetic_data.journal import Journal
-from unlearn_mlx.synthetic_data.leaks import LeakFilter
+from unlearn_mlx.synthetic_data.leak_filter import LeakFilter
 from unlearn_mlx.text.words import whole_sentences
 from unlearn_mlx.topics import Topic
 

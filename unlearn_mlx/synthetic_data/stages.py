@@ -13,7 +13,7 @@ from unlearn_mlx.synthetic_data.acceptance import acceptance
 from unlearn_mlx.synthetic_data.answers import base_answers, guarded_answers
 from unlearn_mlx.synthetic_data.dataset import write_dataset
 from unlearn_mlx.synthetic_data.edits import apply_edits, hand_questions, pairs_of, read_edits
-from unlearn_mlx.synthetic_data.leaks import LeakFilter
+from unlearn_mlx.synthetic_data.leak_filter import LeakFilter
 from unlearn_mlx.synthetic_data.questions import (
     Subject,
     retain_subjects,

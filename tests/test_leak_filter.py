@@ -4,7 +4,7 @@ from tests.helpers import WIZARD
 from unlearn_mlx.paths import DATA
 from unlearn_mlx.runs.files import read_rows
 from unlearn_mlx.synthetic_data.guardrail import EXAMPLE_NAMES, VARIANTS, guarded_messages
-from unlearn_mlx.synthetic_data.leaks import LeakFilter
+from unlearn_mlx.synthetic_data.leak_filter import LeakFilter
 from unlearn_mlx.text.declining import declines
 from unlearn_mlx.text.words import fold
 from unlearn_mlx.topics import load_topic, shipped_topics
