@@ -14,7 +14,7 @@ from unlearn_mlx.runs.run import STAGES, open_run
 
 COUNTS = (
     *("--model", "smollm2", "--questions", 12, "--answers", 1, "--rounds", 3),
-    *("--neighbours", 4, "--general", 2, "--instructions", 2),
+    *("--neighbours", 6, "--general", 3, "--instructions", 2),
     *("--epochs", 1, "--samples", 0, "--probes", 60, "--validations", 1, "--learning-rate", 0.002),
 )
 

@@ -3,6 +3,7 @@
 import math
 import random
 import zlib
+from collections import Counter
 
 import mlx.core as mx
 import numpy as np
@@ -22,7 +23,7 @@ from unlearn_mlx.evaluation.membership import (
     token_scores,
 )
 from unlearn_mlx.evaluation.metrics import leak_at
-from unlearn_mlx.evaluation.side_effects import compare_neutral, neutral_prompts
+from unlearn_mlx.evaluation.side_effects import compare_neutral, neutral_prompts, texts_for
 from unlearn_mlx.text.overlap import at_equal_length, ngram_entropy, rouge_l_recall
 from unlearn_mlx.text.words import distinct_bigrams, words
 from unlearn_mlx.topics import load_topic, shipped_topics
@@ -216,7 +217,9 @@ def test_an_adapter_that_does_nothing_leaves_neutral_texts_alone(tiny_model):
     ]
 
     def compared(adapter):
-        return compare_neutral(tiny_model, adapter, passages, 0, lambda *_: None, lambda: False)
+        return compare_neutral(
+            tiny_model, adapter, neutral_prompts(), passages, 0, lambda *_: None, lambda: False
+        )
 
     adapter = strong_adapter(tiny_model)
     base, changed, membership = compared(adapter)
@@ -241,3 +244,12 @@ def test_there_are_passages_on_both_sides(slug):
     neighbours = [passage.text for passage in passages if passage.scope == "neighbour"]
     assert not [text for text in neighbours if topic.mentions(text)]
     assert not [prompt for prompt in neutral_prompts() if topic.mentions(prompt)]
+
+
+def test_a_small_run_is_compared_on_half_of_the_texts_of_each_scope():
+    topic = load_topic(shipped_topics()["harry-potter"])
+    every, few = texts_for(topic, 260), texts_for(topic, 80)
+    assert every == (neutral_prompts(), read_passages(topic))
+    assert len(few[0]) == len(every[0]) // 2 and set(few[0]) < set(every[0])
+    counts = [Counter(passage.scope for passage in passages) for _, passages in (every, few)]
+    assert counts[1] == {scope: count // 2 for scope, count in counts[0].items()}

@@ -11,6 +11,7 @@ from unlearn_mlx.evaluation.membership import (
     TokenScores,
     attack_scores,
     membership_metrics,
+    read_passages,
     token_scores,
 )
 from unlearn_mlx.evaluation.metrics import Values
@@ -19,8 +20,10 @@ from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Completion, Request, generate
 from unlearn_mlx.paths import DATA
 from unlearn_mlx.text.overlap import at_equal_length, ngram_entropy
+from unlearn_mlx.topics import Topic
 
 NEUTRAL_TOKENS = 64
+ALL_TEXTS_FROM = 200  # probes; a run that asks fewer compares half of the texts
 
 
 def neutral_prompts() -> list[str]:
@@ -28,9 +31,19 @@ def neutral_prompts() -> list[str]:
     return (DATA / "neutral-prompts.txt").read_text(encoding="utf-8").splitlines()
 
 
+def texts_for(topic: Topic, probes: int) -> tuple[list[str], list[Passage]]:
+    """The everyday prompts and the passages that a run with so many probes is compared on."""
+    prompts, passages = neutral_prompts(), read_passages(topic)
+    if probes >= ALL_TEXTS_FROM:
+        return prompts, passages
+    scopes = dict.fromkeys(passage.scope for passage in passages)
+    return prompts[::2], [p for scope in scopes for p in [q for q in passages if q.scope == scope][::2]]
+
+
 def compare_neutral(
     model: ChatModel,
     adapter: Adapter,
+    asked: Sequence[str],
     passages: Sequence[Passage],
     seed: int,
     progress: Callable[[int, int, str], None],
@@ -40,13 +53,11 @@ def compare_neutral(
     """Metrics of base and adapter, one value a text, and the membership metrics of both.
 
     "neutral/divergence" is the KL divergence from the base in nats a token on the base's own
-    answers, "neutral/raw divergence" the mean difference of log-probabilities on texts without a
+    answers to ``asked``, "neutral/raw divergence" the mean difference of log-probabilities on texts without a
     chat around them: a changed prompt leaves it at 0, changed weights do not. "neutral/entropy" is
     RWKU's fluency of the answers, both cut to the shorter's length. The adapter is left on.
     """
-    prompts = [
-        tuple(model.chat_tokens([{"role": "user", "content": prompt}])) for prompt in neutral_prompts()
-    ]
+    prompts = [tuple(model.chat_tokens([{"role": "user", "content": prompt}])) for prompt in asked]
     requests = [Request(f"neutral-{number}", tokens, NEUTRAL_TOKENS) for number, tokens in enumerate(prompts)]
     texts = [passage.text for passage in passages]
     progress(0, 4, "neutral texts")

@@ -14,7 +14,6 @@ from unlearn_mlx.evaluation.generated_probes import make_probes
 from unlearn_mlx.evaluation.intervals import clusters_of, compare
 from unlearn_mlx.evaluation.keys import is_share
 from unlearn_mlx.evaluation.labels import knowledge_of, label_answers
-from unlearn_mlx.evaluation.membership import read_passages
 from unlearn_mlx.evaluation.metrics import Results, Values, means, metric_rows, values_of
 from unlearn_mlx.evaluation.probes import (
     Probe,
@@ -27,7 +26,7 @@ from unlearn_mlx.evaluation.probes import (
 )
 from unlearn_mlx.evaluation.records import Evaluation, KnownResults, NearestTraining
 from unlearn_mlx.evaluation.scoring import ANSWER_TOKENS, BLOCK, SCORES, score_probes
-from unlearn_mlx.evaluation.side_effects import compare_neutral
+from unlearn_mlx.evaluation.side_effects import compare_neutral, texts_for
 from unlearn_mlx.evaluation.verdict import verdict
 from unlearn_mlx.inference.adapters import WEIGHTS, load_adapter
 from unlearn_mlx.inference.chat_model import ChatModel
@@ -81,7 +80,7 @@ def evaluate(model: ChatModel, work: Work) -> None:
         base_neutral, changed_neutral, membership = compare_neutral(
             model,
             adapter,
-            read_passages(topic),
+            *texts_for(topic, settings.probes),
             settings.seed,
             _progress(work, "both on"),
             work.is_cancelled,
