@@ -32,6 +32,8 @@ LONGEST = (
     "test_demo_browser",
     "test_edits",
     "test_export",
+    "test_cli",
+    "test_hand_edits",
     "test_tui_runs",
     "test_bench",
     "test_planner",

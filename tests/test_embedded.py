@@ -13,8 +13,8 @@ from unlearn_mlx.runs.files import read_rows
 from unlearn_mlx.runs.run import STAGES, open_run
 
 COUNTS = (
-    *("--model", "smollm2", "--questions", 12, "--answers", 1, "--rounds", 3),
-    *("--neighbours", 6, "--general", 3, "--instructions", 2),
+    *("--model", "smollm2", "--questions", 8, "--answers", 1, "--rounds", 3, "--answer-tokens", 24),
+    *("--neighbours", 4, "--general", 2, "--instructions", 2),
     *("--epochs", 1, "--samples", 0, "--probes", 60, "--validations", 1, "--learning-rate", 0.002),
 )
 
@@ -101,7 +101,7 @@ def test_the_finished_run_shows_its_result_and_the_next_command(finished):
 def test_the_questions_are_distinct_and_about_the_topic(finished):
     run, _, _ = finished
     questions = read_rows(run.file("questions.jsonl"))
-    assert 4 <= len({row["question"] for row in questions}) == len(questions) <= 12
+    assert 4 <= len({row["question"] for row in questions}) == len(questions) <= 8
     assert sum(bool(run.topic.mentions(row["question"])) for row in questions) > len(questions) / 2
     retain = read_rows(run.file("retain_questions.jsonl"))
     assert retain and not any(run.topic.mentions(row["question"]) for row in retain)

@@ -66,11 +66,23 @@ def write_dataset(
         for id, spans in telling.items()
         if spans
     ]
-    order = [*by_id, *(item.id for item in retain)]
-    held_out = set(order[VALID_EVERY - 1 :: VALID_EVERY])
+    held_out = _held_out(by_id, retain, {row.question_id for row in rows})
     valid = [row for row in rows if row.question_id in held_out]
     train = [row for row in rows if row.question_id not in held_out]
     random_source(seed, "rows").shuffle(train)
     negative = [row for row in negative if row.question_id not in held_out]
     for name, chosen in (("train", train), ("valid", valid), ("negative", negative)):
         write_rows(folder / f"{name}.jsonl", [row.as_row() for row in chosen])
+
+
+def _held_out(questions: Iterable[str], retain: Sequence[RetainRow], answered: set[str]) -> set[str]:
+    """The ids that validation keeps, of those that have rows; a question on the topic is always among them.
+
+    Without one nothing would say which checkpoint forgets best, and ``mlx_lm.lora`` takes no empty file.
+    """
+    forget = [id for id in questions if id in answered]
+    order = [*forget, *(item.id for item in retain)]
+    held_out = set(order[VALID_EVERY - 1 :: VALID_EVERY])
+    if len(forget) > 1 and not held_out & set(forget):
+        held_out.add(forget[-1])
+    return held_out
