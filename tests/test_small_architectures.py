@@ -142,7 +142,8 @@ def test_an_openai_client_gets_what_the_chat_says(run):
     for name in names:
         adapter.switch(name == names[1])
         wanted = generate(model, [Request("a", chat_prompt(model, QUESTIONS[0]), 8)], 0)[0].text
-        assert said[name].choices[0].message.content == wanted
+        # mlx-lm's server drops the blank that an answer's first word may begin with.
+        assert said[name].choices[0].message.content.strip() == wanted.strip()
 
 
 def test_the_audit_runs(run, monkeypatch):
