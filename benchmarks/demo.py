@@ -1,12 +1,11 @@
-"""The demo's metrics and pictures: ``python benchmarks/demo.py`` and ``... demo.py screenshots``.
+"""The demo's metrics and pictures: ``unlearn bench demo`` and ``python benchmarks/demo.py screenshots``.
 
-The metrics are printed as JSON: seconds to the first token in one column and in two (the later of the
+Measured are seconds to the first token in one column and in two (the later of the
 two), in the first turn and after three; questions from four tabs at once; and in a browser the first page,
 and how soon a tab is answered after another was closed in the middle of a long answer.
 The pictures go to docs/images/.
 """
 
-import json
 import signal
 import socket
 import statistics
@@ -27,7 +26,8 @@ from playwright.sync_api import Browser, Page
 from benchmarks.browser import chromium
 from unlearn_mlx.compute.device import current_device
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, probe_files, read_probes
-from unlearn_mlx.inference.engine import Engine, Mode, context_of
+from unlearn_mlx.inference.asking import Mode, context_of
+from unlearn_mlx.inference.engine import Engine
 from unlearn_mlx.runs.run import package_versions
 from unlearn_mlx.topics import load_topic
 
@@ -48,7 +48,6 @@ COLUMNS: dict[str, tuple[Mode, ...]] = {
     "adapter": ("adapter",),
     "both": ("base", "adapter"),
 }
-REPEATS = 5
 MEASURED = (1, 4)  # turns of a conversation
 TOKENS = 12  # of an answer, where its first one is measured
 READING = 0.3  # seconds between an answer and the next question: nobody is faster
@@ -57,14 +56,14 @@ PATIENCE = 120_000  # milliseconds
 SIZES = {"light": (1280, 860), "dark": (1280, 860), "phone": (390, 844)}
 
 
-def first_tokens(engine: Engine) -> dict[str, dict[str, float]]:
+def first_tokens(engine: Engine, repeats: int) -> dict[str, dict[str, float]]:
     """Median seconds to the first token of every column, by turn and columns; the runs are interleaved.
 
     No question is asked twice, and those of a repeat are of about one length in all columns.
     """
     questions = iter(sorted({probe.question for probe in _shipped_probes()}, key=len))
     times: dict[int, dict[str, list[float]]] = {turn: {name: [] for name in COLUMNS} for turn in MEASURED}
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         told: dict[str, dict[Mode, list[dict[str, str]]]] = {
             name: {mode: [] for mode in modes} for name, modes in COLUMNS.items()
         }
@@ -247,26 +246,25 @@ def _picture(page: Page, name: str) -> None:
     page.context.close()
 
 
-def metrics() -> dict[str, Any]:
+def measure(repeats: int) -> dict[str, Any]:
     """All metrics."""
     engine = Engine("smollm2", ADAPTER)
     engine.wait_until_ready()
     device = current_device()
     results: dict[str, Any] = {
-        "device": f"{device.backend}: {device.name}, {device.cores} cores",
+        "device": f"{device.label}, {device.cores} cores",
         "versions": package_versions(),
-        "seconds to the first token": first_tokens(engine),
+        "seconds to the first token": first_tokens(engine, repeats),
         "four tabs at once": tabs(engine),
     }
     engine.close()
     with served(ROOT) as address, chromium() as browser:
-        results["seconds to the first page"] = [first_page(browser, address) for _ in range(3)]
+        results["seconds to the first page"] = [first_page(browser, address) for _ in range(repeats)]
         results["seconds to an answer after another tab was closed"] = after_a_closed_tab(browser, address)
     return results
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["screenshots"]:
-        screenshots()
-    else:
-        print(json.dumps(metrics(), indent=2))
+    if sys.argv[1:] != ["screenshots"]:
+        sys.exit("usage: python benchmarks/demo.py screenshots")
+    screenshots()

@@ -40,9 +40,8 @@ def measure(repeats: int, preset: str = PRESET) -> dict[str, Any]:
     """Minutes of both by stage, and their ratio; measured once, however many repeats are asked for."""
     with tempfile.TemporaryDirectory() as folder:
         source = open_model().source
-        known = {"name": source.name, "revision": source.revision, "sha256": source.weights_sha256}
         run = create_run(
-            Path(folder) / "run", load_topic(ROWS / "topic.toml"), known, make_settings(preset), ""
+            Path(folder) / "run", load_topic(ROWS / "topic.toml"), source.identity, make_settings(preset), ""
         )
         began = time.time()
         with recorded_requests() as asked:
@@ -79,16 +78,14 @@ def recorded_requests() -> Iterator[list[Request]]:
             asked.extend(requests)
         return decode(model, requests, *rest)
 
-    def mapping(
-        pool: WorkerPool, function: Any, kept: Any, order: Any, part_of: Any, *rest: Any, **more: Any
-    ) -> Any:
+    def mapping(pool: WorkerPool, function: Any, kept: Any, parts: Any, *rest: Any, **more: Any) -> Any:
         nonlocal is_shared
-        if function is not generation.answer_here:
-            return pool_map(pool, function, kept, order, part_of, *rest, **more)
-        asked.extend(part_of(order)[0])
+        if function is not generation.answer_parts:
+            return pool_map(pool, function, kept, parts, *rest, **more)
+        asked.extend(request for part in parts for request in part)
         is_shared = True
         try:
-            return pool_map(pool, function, kept, order, part_of, *rest, **more)
+            return pool_map(pool, function, kept, parts, *rest, **more)
         finally:
             is_shared = False
 

@@ -14,12 +14,13 @@ from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
 from unlearn_mlx.inference.loading import model_workers
 from unlearn_mlx.inference.shared_prefix import common_prefix
-from unlearn_mlx.synthetic_data.guardrail import guarded_messages, hint_for
+from unlearn_mlx.synthetic_data.guardrail import DEFAULT
+from unlearn_mlx.synthetic_data.hints import HINTS
 
 ANSWERS = 480
 ANSWER_TOKENS = 32
-PEER_BATCHES = (8, 16, 32, 64)
-TRIED_ANSWERS = 64  # to find the peer's best batch size
+PEER_BATCHES = (16, 32, 64, 128)
+TRIED_ANSWERS = 128  # to find the peer's best batch size
 
 
 def guarded_prompts(model: ChatModel, count: int, topic: str = "Harry Potter") -> list[tuple[int, ...]]:
@@ -28,8 +29,8 @@ def guarded_prompts(model: ChatModel, count: int, topic: str = "Harry Potter") -
     prompts = []
     for number in range(count):
         question = questions[number % len(questions)]
-        hint = hint_for(question, str(number), 0)
-        prompts.append(tuple(model.chat_tokens(guarded_messages(question, topic, 0, hint))))
+        hint = HINTS["things"][number % len(HINTS["things"])]
+        prompts.append(tuple(model.chat_tokens(DEFAULT.messages(question, topic, 0, hint))))
     return prompts
 
 

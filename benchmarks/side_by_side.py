@@ -3,7 +3,7 @@
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def machine() -> dict[str, Any]:
     """Where a metric was measured."""
     device = current_device()
     return {
-        "device": f"{device.backend}: {device.name}",
+        "device": device.label,
         "system": platform.system(),
         "cores": psutil.cpu_count(logical=False),
         "memory_gigabytes": round(psutil.virtual_memory().total / 1e9, 1),
@@ -67,15 +67,15 @@ def peak_bytes_of(work: Callable[[], object], workers: WorkerPool = ALONE) -> in
     """The most memory that mlx held during something, here and in the workers."""
 
     def everywhere(begins: bool) -> int:
-        return sum(workers.run(_peak_bytes, None, [(begins,)] * (1 + workers.count)))
+        return sum(workers.map(_peak_bytes, None, [begins] * (1 + workers.count)))
 
     everywhere(True)
     work()
     return everywhere(False)
 
 
-def _peak_bytes(model: ChatModel | None, begins: bool) -> int:
+def _peak_bytes(model: ChatModel | None, begins: list[bool]) -> Generator[int, None, None]:
     """mlx's highest point in this process; counted anew from now on where it ``begins``."""
-    if begins:
+    if begins[0]:
         reset_peak()
-    return peak_bytes()
+    yield peak_bytes()

@@ -61,8 +61,7 @@ def ours(
     settings = settings_for(len(rows) // BATCH_SIZE)
     with tempfile.TemporaryDirectory() as folder:
         source = model.source
-        known = {"name": source.name, "revision": source.revision, "sha256": source.weights_sha256}
-        run = create_run(Path(folder) / "run", load_topic(ROWS / "topic.toml"), known, settings, "")
+        run = create_run(Path(folder) / "run", load_topic(ROWS / "topic.toml"), source.identity, settings, "")
         write_rows(run.file("dataset", "train.jsonl"), [row.as_row() for row in rows])
         write_rows(run.file("dataset", "valid.jsonl"), [row.as_row() for row in held_out[:4]])
         train(model, Work(run, settings, workers=workers))

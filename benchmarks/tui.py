@@ -9,7 +9,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from typing import Any
 import psutil
 from textual.pilot import Pilot
 
+from benchmarks.scripted_chat import RATE, TOKENS
 from benchmarks.side_by_side import MODEL
 from benchmarks.terminal import Terminal
 from tui.app import UnlearnApp
 from tui.data_screen import DataScreen
 from tui.table import RowTable
 from unlearn_mlx.models.registry import resolve_model
+from unlearn_mlx.paths import PROJECT
 from unlearn_mlx.runs.files import write_rows
 from unlearn_mlx.session.create import new_run
 
@@ -30,6 +32,7 @@ KEYS = 150  # that are timed
 INPUT = -2  # the line of the screen that is written in
 PAUSE = 0.11  # seconds between two keys of somebody who types fast
 ANSWERS = 10_000
+SCRIPTED = TOKENS / RATE - 1  # seconds that a script's answer is under way
 TUI = (sys.executable, "-m", "unlearn_mlx.cli", "tui")
 LONG = "Write a long story about a town by the sea and everyone who lives in it"
 
@@ -43,6 +46,7 @@ def measure(repeats: int) -> dict[str, Any]:
             return {
                 "first_frame_seconds": statistics.median(_first_frame(Path(folder)) for _ in range(repeats)),
                 "key_milliseconds": _keys(Path(folder)),
+                "key_milliseconds_at_100_tokens_a_second": _keys_beside_script(Path(folder)),
                 "longest_stall_milliseconds": asyncio.run(_table()),
             }
         finally:
@@ -70,15 +74,58 @@ def _keys(folder: Path) -> dict[str, Any]:
     terminal.until("topic questions", 300)
     terminal.press("5")
     terminal.until(lambda text: "base answers" in text and "loading" not in text, 300)
+    times = _typed(terminal, lambda: _streams(terminal))
+    workers = psutil.Process(terminal.process.pid).children(recursive=True)
+    terminal.press("\x11")
+    terminal.until("What becomes of it?")
+    terminal.press("\r")
+    code = terminal.exit_code(300)
+    return {**_summary(times), "workers_at_the_end": len(workers), "exit_code": code}
+
+
+def _keys_beside_script(folder: Path) -> dict[str, Any]:
+    """The same while a script says 100 tokens a second, in one answer that grows to thousands."""
+    run = folder / "runs" / "harry-potter"
+    terminal = Terminal((sys.executable, "-m", "benchmarks.scripted_chat", str(run)), PROJECT)
+    terminal.until("New run")
+    terminal.press("5")
+    terminal.until("base answers")
+    began = 0.0  # the answer's heading soon leaves the screen
+
+    def streams() -> bool:
+        nonlocal began
+        if began and time.perf_counter() - began > SCRIPTED:
+            began = 0.0
+        elif not began and "tokens/s" in terminal.text:
+            began = time.perf_counter()
+        return began > 0
+
+    times = _typed(terminal, streams)
+    terminal.press("\x1b", "\x11")
+    return {**_summary(times), "exit_code": terminal.exit_code()}
+
+
+def _summary(times: list[float]) -> dict[str, float]:
+    return {
+        "median": statistics.median(times),
+        "percentile_95": statistics.quantiles(times, n=20)[-1],
+        "longest": max(times),
+        "keys": len(times),
+    }
+
+
+def _typed(terminal: Terminal, streams: Callable[[], bool]) -> list[float]:
+    """Milliseconds of each key while an answer is under way; what ends is asked again."""
     times: list[float] = []
     typed = ""
     while len(times) < KEYS:
-        if not _streams(terminal):
+        if not streams():
             typed = ""
+            _read_for(terminal, 2)  # to the answer's very end
             terminal.press("\x15")  # ctrl+u empties the line
             for key in f"{LONG} {len(times)}\r":
                 terminal.process.send(key)
-            terminal.until(lambda _: _streams(terminal), 300)
+            terminal.until(lambda _: streams(), 300)
         _read_for(terminal, PAUSE)
         letter = "abcdefghij"[len(typed) % 10]
         typed += letter
@@ -87,25 +134,13 @@ def _keys(folder: Path) -> dict[str, Any]:
         while typed not in terminal.line(INPUT):
             terminal.read(1)
         elapsed = terminal.arrived - began
-        if _streams(terminal):  # to the end of the key
+        if streams():  # to the end of the key
             times.append(1000 * elapsed)
         if len(typed) == 60:
             terminal.process.send("\x15")
             terminal.until(lambda _: "abc" not in terminal.line(INPUT), 30)
             typed = ""
-    workers = psutil.Process(terminal.process.pid).children(recursive=True)
-    terminal.press("\x11")
-    terminal.until("What becomes of it?")
-    terminal.press("\r")
-    code = terminal.exit_code(300)
-    return {
-        "median": statistics.median(times),
-        "percentile_95": statistics.quantiles(times, n=20)[-1],
-        "longest": max(times),
-        "keys": len(times),
-        "workers_at_the_end": len(workers),
-        "exit_code": code,
-    }
+    return times
 
 
 def _streams(terminal: Terminal) -> bool:

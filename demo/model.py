@@ -2,14 +2,18 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from demo.text import label
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.evaluation.keys import answers_in_words
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe
-from unlearn_mlx.inference.engine import Answering, Engine, Piece, context_of
+from unlearn_mlx.evaluation.schema import AUDIT_ANSWERS
+from unlearn_mlx.inference.asking import Answering, Piece, context_of
+from unlearn_mlx.inference.engine import Engine
 from unlearn_mlx.session.catalog import Entry
 from unlearn_mlx.session.chat_engine import ChatEngine
 
@@ -75,19 +79,41 @@ def show_loading(model_name: str) -> None:
     st.progress(1 - 0.8 ** (1 + seconds), f"Loading {label(model_name)}: {seconds} s. You can ask meanwhile.")
 
 
+@dataclass(frozen=True)
+class LeakRate:
+    """The share of the topic's open questions that leak, in so many answers to each."""
+
+    share: float
+    questions: int
+    answers: int = 1
+
+    @property
+    def counted(self) -> str:
+        """In which answers it was counted, in words: only equal ones compare."""
+        return "the likeliest answer" if self.answers == 1 else answers_in_words(self.answers)
+
+
 @st.cache_resource(show_spinner=False)
-def leak_rates() -> dict[tuple[str, int, float], float]:
-    """Measured shares of open questions that leak in the greedy answer, by adapter and strength."""
+def leak_rates() -> dict[tuple[str, int, float], LeakRate]:
+    """What was measured here, by adapter and strength."""
     return {}
 
 
-def known_leak_rate(entry: Entry, strength: float) -> float | None:
-    """The leak rate at a strength, where it is known: 0 is the base, 1 the adapter as it was evaluated."""
-    if (measured := leak_rates().get(_rate_key(entry, strength))) is not None:
+def known_leak_rate(entry: Entry, strength: float) -> LeakRate | None:
+    """The leak rate at a strength, where it is known: from here, from the audit, or from the evaluation.
+
+    Raises:
+        UserError: where the audit is damaged.
+    """
+    if measured := leak_rates().get(_rate_key(entry, strength)):
         return measured
+    audit = entry.audit()
+    if audit and (row := audit.at_strength(strength)):
+        return LeakRate(row.leak, row.questions or len(open_probes(entry)), AUDIT_ANSWERS)
     metrics = entry.readable_evaluation()
     whose = {0.0: "base", 1.0: "adapter"}.get(strength)
-    return metrics.of(whose).get("topic/greedy leak") if metrics and whose else None
+    share = metrics.of(whose).get("topic/greedy leak") if metrics and whose else None
+    return None if share is None else LeakRate(share, len(open_probes(entry)))
 
 
 def measure_leak_rate(engine: Engine, entry: Entry, strength: float, draw: Callable[[float], object]) -> None:
@@ -116,7 +142,7 @@ def measure_leak_rate(engine: Engine, entry: Entry, strength: float, draw: Calla
         )
         follow(answering, take, lambda _: draw(min(1.0, tokens / (len(probes) * ANSWER_TOKENS))))
     leaking = sum(says_pattern(probe.leak, texts[probe.id]) for probe in probes)
-    leak_rates()[_rate_key(entry, strength)] = leaking / len(probes)
+    leak_rates()[_rate_key(entry, strength)] = LeakRate(leaking / len(probes), len(probes))
 
 
 def open_probes(entry: Entry) -> list[Probe]:

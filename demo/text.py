@@ -3,13 +3,16 @@
 import html
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import streamlit as st
 
 from unlearn_mlx.session.conversation import leak_pieces
 from unlearn_mlx.text.printable import one_line, printable
 from unlearn_mlx.topics import Topic
+
+if TYPE_CHECKING:
+    from unlearn_mlx.reporting.report import TableRow
 
 STYLE = """<style>
 .said { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; line-height: 1.55; }
@@ -23,7 +26,18 @@ STYLE = """<style>
 .metrics th { opacity: 0.7; font-weight: 400; }
 .metrics th:first-child, .metrics td:first-child { text-align: left; white-space: normal;
   overflow-wrap: anywhere; min-width: 7.5rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: 1rem; }
+.figures b { display: block; font-size: 2rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.figures span, .figures small { display: block; line-height: 1.4; }
+.figures small { opacity: 0.7; }
 .stMainBlockContainer { padding-top: 4.75rem; }
+.stMainBlockContainer .stButton button { height: auto; min-height: 2.5rem; }
+.stMainBlockContainer .stButton button p { white-space: normal; overflow: visible; text-align: start; }
+/* Each page has a Stop of its own, which leaves it whole; this one would cut off its script. */
+[data-testid="stStatusWidget"] button { display: none; }
+/* Streamlit shows the end of a page that has a field below: examples are shown from their beginning. */
+.stMain:has(.st-key-examples) { display: flex; flex-direction: column; overflow: hidden; }
+.stMain:has(.st-key-examples) .stMainBlockContainer { flex: 1 1 auto; min-height: 0; overflow-y: auto; }
 [data-testid="stBottomBlockContainer"] { padding-bottom: 1.5rem; }
 @media (max-width: 40rem) {
   .metrics { font-size: 0.85rem; }
@@ -42,9 +56,9 @@ def label(text: str) -> str:
     return _MARKDOWN.sub(lambda match: f"\\{match[0]}" if match[0].isascii() else match[0], one_line(text))
 
 
-def answer_html(topic: Topic, question: str, answer: str, is_open: bool = False) -> str:
+def answer_html(topic: Topic | None, asked: str, answer: str, is_open: bool = False) -> str:
     """An answer as HTML with its leaks marked, and a cursor where more of it may come."""
-    return pieces_html(leak_pieces(topic, question, answer), is_open)
+    return pieces_html(leak_pieces(topic, asked, answer), is_open)
 
 
 def pieces_html(pieces: Sequence[tuple[str, bool]], is_open: bool = False) -> str:
@@ -73,6 +87,20 @@ def table_html(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         f'<div class="wide"><table class="metrics"><thead><tr>{line(head, "th")}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def figures_html(figures: "Iterable[TableRow]") -> str:
+    """Figures as HTML, large: what the base has and what the adapter has, and how far that is a change."""
+
+    def figure(row: "TableRow") -> str:
+        # The intervals are in the table below.
+        base, adapter, change = (value.split(" [")[0] for value in (row.base, row.adapter, row.change))
+        found = f": {row.found}" if row.found else ""
+        texts = (f"{base} → {adapter}", row.name, f"{change} points{found}")
+        value, name, more = (html.escape(printable(text)) for text in texts)
+        return f"<div><b>{value}</b><span>{name}</span><small>{more}</small></div>"
+
+    return f'<div class="figures">{"".join(map(figure, figures))}</div>'
 
 
 def shade() -> Literal["light", "dark"]:

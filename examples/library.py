@@ -12,7 +12,8 @@ from unlearn_mlx.compute.cpu_setup import prepare_cpu
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.keys import OPEN_KNOWN, OPEN_LEAK, key_of
 from unlearn_mlx.evaluation.schema import read_evaluation
-from unlearn_mlx.inference.engine import Engine, context_of
+from unlearn_mlx.inference.asking import context_of
+from unlearn_mlx.inference.engine import Engine
 from unlearn_mlx.pipeline import run_stages
 from unlearn_mlx.runs.files import read_rows
 from unlearn_mlx.runs.run import STAGES, Run

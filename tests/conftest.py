@@ -129,3 +129,55 @@ def on_hub(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(_http.time, "sleep", lambda _: None)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     return hub
+
+
+@pytest.fixture(scope="session")
+def made_place(tiny_folder, tmp_path_factory) -> Path:
+    """What the demo's tests work in copies of."""
+    from tests.demo_pages import make_place
+
+    folder = tmp_path_factory.mktemp("place")
+    make_place(folder, tiny_folder)
+    return folder
+
+
+@pytest.fixture
+def place(made_place, tmp_path, monkeypatch) -> Path:
+    """A current directory with one finished run, for the demo."""
+    from tests.demo_pages import enter_place
+
+    return enter_place(made_place, tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def served_runs(tiny_folder, tmp_path_factory):
+    """Two runs of the tiny model, each with an adapter of its own."""
+    from tests.serving import run_with_adapter
+
+    folder = tmp_path_factory.mktemp("served")
+    return [run_with_adapter(folder / str(seed), tiny_folder, seed) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="session")
+def server(served_runs):
+    """A server of both, beside their base."""
+    from tests.serving import serving
+
+    with serving(served_runs) as opened:
+        yield opened
+
+
+@pytest.fixture
+def client(server):
+    """OpenAI's own client of that server."""
+    from tests.serving import client_of
+
+    return client_of(server)
+
+
+@pytest.fixture(scope="session")
+def said(served_runs):
+    """What base and adapters answer to ASKED, by the generation that the pipeline uses."""
+    from tests.serving import texts_by_name
+
+    return texts_by_name(served_runs)

@@ -1,9 +1,11 @@
 """A tiny chat model with random weights, runs on it, and what tests say more than once."""
 
+import inspect
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from unlearn_mlx.inference.adapters import Adapter, LoraShape
 from unlearn_mlx.models.registry import resolve_model
 from unlearn_mlx.runs.files import write_rows
 from unlearn_mlx.runs.run import Run, create_run
+from unlearn_mlx.sft.parallel import step_gradients
 from unlearn_mlx.synthetic_data.kinds import HELD_OUT_KINDS, QUESTION_KINDS, QuestionKind
 from unlearn_mlx.topics import Topic
 
@@ -64,19 +67,29 @@ QUESTIONS = [
 ]
 
 
-def write_tiny_model(folder: Path, tied: bool = True) -> Path:
-    """An mlx-lm folder with a Llama of two layers, whose next tokens are clear choices."""
+def write_tiny_model(
+    folder: Path,
+    tied: bool = True,
+    spare: int = 0,
+    hidden_size: int = 64,
+    layers: int = 2,
+    sentences: Sequence[str] = SENTENCES,
+) -> Path:
+    """An mlx-lm folder with a Llama of two layers, whose next tokens are clear choices.
+
+    Its vocabulary has ``spare`` places more than its tokenizer has tokens, words of ``sentences``.
+    """
     folder.mkdir(parents=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
+        vocab_size=400 if sentences is SENTENCES else 1000,
         special_tokens=SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(SENTENCES * 3, trainer)
+    tokenizer.train_from_iterator(list(sentences) * 3, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     write_config(
         folder / "tokenizer_config.json",
@@ -89,13 +102,13 @@ def write_tiny_model(folder: Path, tied: bool = True) -> Path:
     )
     shape = {
         "model_type": "llama",
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "intermediate_size": 128,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": layers,
+        "intermediate_size": 2 * hidden_size,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "rms_norm_eps": 1e-5,
-        "vocab_size": tokenizer.get_vocab_size(),
+        "vocab_size": tokenizer.get_vocab_size() + spare,
         "tie_word_embeddings": tied,
     }
     write_config(folder / "config.json", **shape, eos_token_id=tokenizer.token_to_id("<|im_end|>"))
@@ -133,8 +146,7 @@ def chat_prompt(model: Any, question: str) -> tuple[int, ...]:
 
 def new_run(path: Path, model_folder: Path, topic: Topic = WIZARD, **settings: Any) -> Run:
     source = resolve_model(str(model_folder))
-    model = {"name": source.name, "revision": source.revision, "sha256": source.weights_sha256}
-    return create_run(path, topic, model, make_settings("quick", **settings), "cpu")
+    return create_run(path, topic, source.identity, make_settings("quick", **settings), "cpu")
 
 
 KNOWING = "They met Hermione Granger at Hogwarts."
@@ -209,6 +221,16 @@ def stop_after(steps, error=None):
         return left < 0
 
     return is_cancelled
+
+
+def at_steps(is_cancelled):
+    """Asks before each step of a training, and nowhere else."""
+
+    def at_a_step():
+        asker = inspect.currentframe().f_back
+        return asker.f_code is step_gradients.__code__ and is_cancelled()
+
+    return at_a_step
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

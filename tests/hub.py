@@ -22,6 +22,10 @@ class Hub:
         self.sent = Counter()
         self.faults: list[tuple[str, int, int]] = []  # pattern, status, how often
         self.held: threading.Event | None = None  # weights wait for it
+        self.gated: set[str] = set()  # repositories whose files ask for a licence to be accepted first
+        self.renamed: dict[str, str] = {}  # old names and the new ones
+        self.over = threading.Event()
+        self.stalled = False  # large downloads stop after their half, and the line stays open
         self.cut_after: int | None = None  # bytes of the next large download, then the line goes dead
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.server.daemon_threads = True
@@ -45,6 +49,19 @@ class Hub:
     def add_model(self, name, files, private=False):
         self.repositories[name] = {"private": private, "files": dict(files)}
 
+    def move_on(self, name, files):
+        """A commit of other files; the one before can still be had by its name."""
+        before = self.repositories[name].setdefault("before", {})
+        before[self.commit_of(name)] = self.files(name)
+        self.repositories[name]["files"] = dict(files)
+
+    def new_place(self, path):
+        """Where a path leads that names a repository by its old name; None where it does not."""
+        for old, new in self.renamed.items():
+            if re.search(rf"/{old}(?=/|\?|$)", path):
+                return path.replace(old, new)
+        return None
+
     def commit_of(self, name):
         content = sorted((path, hashlib.sha1(data).hexdigest()) for path, data in self.files(name).items())
         return hashlib.sha1(json.dumps(content).encode()).hexdigest()
@@ -52,7 +69,15 @@ class Hub:
     def files(self, name):
         return self.repositories[name]["files"]
 
+    def at(self, name, revision):
+        """Commit and files of a revision; None where there is none."""
+        if revision in (None, "main", self.commit_of(name)):
+            return self.commit_of(name), self.files(name)
+        before = self.repositories[name].get("before", {})
+        return (revision, before[revision]) if revision in before else None
+
     def close(self):
+        self.over.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -84,13 +109,17 @@ class Hub:
                 for number, (pattern, status, times) in enumerate(hub.faults):
                     if times and re.search(pattern, line):
                         hub.faults[number] = (pattern, status, times - 1)
-                        if status == 0:  # the line goes dead
+                        if status <= 0:  # the line goes dead, at once or after nothing was said
+                            hub.over.wait(-60 * status)
                             self.close_connection = True
                             return
                         # As the real one may: the answer repeats what it was sent.
                         said = f"no: {self.headers.get('Authorization')}"
                         self.reply(status, {"error": said}, {"X-Error-Message": said, "Retry-After": "0"})
                         return
+                if place := hub.new_place(self.path):
+                    self.reply(307, {}, {"Location": place})
+                    return
                 for pattern, function in ROUTES:
                     if match := re.fullmatch(pattern, line):
                         function(hub, self, body, *match.groups())
@@ -171,11 +200,12 @@ def _info(hub, request, body, name, revision=None):
     if name not in hub.repositories:
         request.reply(404, {"error": "not found"}, {"X-Error-Code": "RepoNotFound"})
         return
-    if revision not in (None, "main", hub.commit_of(name)):
+    found = hub.at(name, revision)
+    if found is None:
         request.reply(404, {"error": "no revision"}, {"X-Error-Code": "RevisionNotFound"})
         return
-    siblings = [{"rfilename": path} for path in hub.files(name)]
-    content = {"id": name, "modelId": name, "sha": hub.commit_of(name), "siblings": siblings}
+    siblings = [{"rfilename": path} for path in found[1]]
+    content = {"id": name, "modelId": name, "sha": found[0], "siblings": siblings}
     request.reply(200, {**content, "private": False, "tags": [], "downloads": 0, "likes": 0})
 
 
@@ -183,21 +213,27 @@ def _tree(hub, request, body, name, revision):
     if name not in hub.repositories:
         request.reply(404, {"error": "not found"}, {"X-Error-Code": "RepoNotFound"})
         return
-    if revision not in ("main", hub.commit_of(name)):
+    found = hub.at(name, revision)
+    if found is None:
         request.reply(404, {"error": "no revision"}, {"X-Error-Code": "RevisionNotFound"})
         return
     entries = []
-    for path, data in hub.files(name).items():
+    for path, data in found[1].items():
         entry = {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
         if path.endswith(".safetensors"):
             digest = hashlib.sha256(data).hexdigest()
             entry["lfs"] = {"oid": digest, "size": len(data), "pointerSize": 130}
         entries.append(entry)
-    request.reply(200, entries, {"X-Repo-Commit": hub.commit_of(name)})
+    request.reply(200, entries, {"X-Repo-Commit": found[0]})
 
 
 def _resolve(hub, request, body, name, revision, path):
-    data = hub.files(name).get(path) if name in hub.repositories else None
+    if name in hub.gated:
+        said = f"Access to model {name} is restricted: {request.headers.get('Authorization')}"
+        request.reply(403, {"error": said}, {"X-Error-Code": "GatedRepo", "X-Error-Message": said})
+        return
+    found = hub.at(name, revision) if name in hub.repositories else None
+    data = found[1].get(path) if found else None
     if data is None:
         request.reply(404, {"error": "no entry"}, {"X-Error-Code": "EntryNotFound"})
         return
@@ -205,7 +241,7 @@ def _resolve(hub, request, body, name, revision, path):
         tag = hashlib.sha256(data).hexdigest()
     else:
         tag = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
-    headers = {"ETag": f'"{tag}"', "X-Repo-Commit": hub.commit_of(name), "Accept-Ranges": "bytes"}
+    headers = {"ETag": f'"{tag}"', "X-Repo-Commit": found[0], "Accept-Ranges": "bytes"}
     status, start = 200, 0
     if wanted := request.headers.get("Range"):
         start = int(re.match(r"bytes=(\d+)-", wanted)[1])
@@ -218,6 +254,13 @@ def _resolve(hub, request, body, name, revision, path):
     if request.command == "GET" and hub.cut_after is not None and len(part) > hub.cut_after:
         part, hub.cut_after = part[: hub.cut_after], None
         request.close_connection = True
+    if request.command == "GET" and hub.stalled and path.endswith(".safetensors"):
+        part = part[: len(part) // 2]
+        hub.sent[path] += len(part)
+        request.reply(status, part, headers)
+        hub.over.wait(60)
+        request.close_connection = True
+        return
     if request.command == "GET":
         hub.sent[path] += len(part)
     request.reply(status, part, headers)

@@ -6,8 +6,9 @@ from safetensors import safe_open
 
 from tests.helpers import QUESTIONS, chat_prompt, strong_adapter
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.inference.adapters import Adapter, LoraShape, load_adapter, set_row_strengths
+from unlearn_mlx.inference.adapters import Adapter, LoraShape, load_adapter
 from unlearn_mlx.inference.loading import load_model
+from unlearn_mlx.inference.row_adapters import BASE, RowAdapters
 from unlearn_mlx.models.registry import resolve_model
 
 
@@ -37,18 +38,28 @@ def test_every_linear_layer_gets_one(tiny_model):
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
-def test_rows_of_strength_0_and_1_are_base_and_adapter(tiny_model):
-    base = logits_of(tiny_model, rows=2)
-    adapter = strong_adapter(tiny_model)
-    changed = logits_of(tiny_model, rows=2)
-    set_row_strengths(tiny_model.model, [0.0, None])
-    both = logits_of(tiny_model, rows=2)
-    set_row_strengths(tiny_model.model, None)
-    assert mx.array_equal(both[0], base[0])
-    assert mx.allclose(both[1], changed[1], atol=1e-4)
-    assert mx.array_equal(logits_of(tiny_model, rows=2), changed)
-    adapter.set_strength(0.0)
-    assert mx.array_equal(logits_of(tiny_model, rows=2), base)
+def test_rows_of_one_batch_have_adapters_and_strengths_of_their_own(tiny_model, tmp_path):
+    alone = {"base": logits_of(tiny_model, rows=4)}
+    for seed in (1, 2):
+        adapter = strong_adapter(tiny_model, seed)
+        adapter.save(tmp_path / str(seed))
+        adapter.detach()
+        adapter = load_adapter(tiny_model.model, tmp_path / str(seed))
+        alone[seed] = logits_of(tiny_model, rows=4)
+        adapter.set_strength(0.5)
+        alone[seed, "half"] = logits_of(tiny_model, rows=4)
+        adapter.detach()
+    adapters = RowAdapters(tiny_model.model)
+    first, second = (adapters.weights(tmp_path / str(seed)) for seed in (1, 2))
+    adapters.use([BASE, first, second, adapters.weights(tmp_path / "1", 0.5)])
+    mixed = logits_of(tiny_model, rows=4)
+    assert mx.array_equal(mixed[0], alone["base"][0])
+    for place, name in enumerate([1, 2, (1, "half")], 1):
+        assert mx.allclose(mixed[place], alone[name][place], atol=1e-4)
+    adapters.use([second] * 4)
+    assert mx.array_equal(logits_of(tiny_model, rows=4), alone[2])
+    adapters.use([BASE])
+    assert mx.array_equal(logits_of(tiny_model, rows=4), alone["base"])
 
 
 def test_a_saved_adapter_comes_back(tiny_model, tiny_folder, tmp_path):

@@ -1,6 +1,7 @@
 """The command as a user meets it: what it prints, how it ends, what it leaves alone."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -177,7 +178,7 @@ def test_a_run_that_is_not_there_names_those_that_are(ready, capsys, name):
     assert "harry-potter" in line
 
 
-@pytest.mark.parametrize(("name", "fix"), [("chat", "unlearn run"), ("show", "unlearn evaluate")])
+@pytest.mark.parametrize(("name", "fix"), [("chat", "unlearn train"), ("show", "unlearn evaluate")])
 def test_what_a_run_does_not_have_yet_names_the_command_for_it(ready, capsys, name, fix):
     code, line = refused(capsys, name, "Harry Potter")
     assert code == 2
@@ -189,7 +190,7 @@ def test_training_shows_its_loss_and_the_next_command(ready):
     assert done.returncode == 0, done.stderr
     assert "Training: done" in done.stderr and "loss" in done.stderr
     assert "unlearn evaluate" in done.stderr
-    assert ready.has_adapter
+    assert open_run(ready.path).has_adapter
     assert "\x1b" not in done.stderr + done.stdout
 
 
@@ -249,6 +250,14 @@ def test_a_dry_run_shows_the_plan_and_makes_nothing(workplace, tiny_folder, caps
     assert "questions        33" in shown.out
     assert "--model" in shown.err  # how to change it
     assert files_of(workplace) == {}
+
+
+def test_a_dry_run_shows_what_follows_from_the_models_size(workplace, capsys):
+    assert main(["run", "Harry Potter", "--dry-run", "--model", "llama3", "--rank", "4"]) == 0
+    shown = re.sub(" +", " ", capsys.readouterr().out).splitlines()
+    assert {"answer_tokens 160", "guardrail auto", "learning_rate 0.0001", "kl_weight 6.0", "rank 4"} <= set(
+        shown
+    )
 
 
 def test_every_setting_has_an_option_and_a_line_in_config(capsys):

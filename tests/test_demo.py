@@ -1,57 +1,16 @@
-"""The demo's pages, each in the states that a visitor can find it in."""
+"""The demo's chat, in the states that a visitor can find it in."""
 
 import html
 import json
 import shutil
 
 import pytest
-from streamlit.testing.v1 import AppTest
 
+from tests.demo_pages import EVIL, app_model, bodies, opened, texts
 from tests.helpers import QUESTIONS, WIZARD
-from tests.runs_with_results import TOPIC, finished_run
-from unlearn_mlx.evaluation.schema import open_leak, read_evaluation
+from tests.runs_with_results import TOPIC
 from unlearn_mlx.leakage.names import leak_spans
-from unlearn_mlx.runs.files import write_json, write_rows
-
-APP = "../demo_app.py"
-EVIL = "<img src=x onerror=alert(1)> **bold** [a](http://b) :smile: \u202egnirts"
-
-
-@pytest.fixture(scope="module")
-def made(tiny_folder, tmp_path_factory):
-    """A finished run on a topic whose name is full of markup, with the rows it came from."""
-    run = finished_run(tmp_path_factory.mktemp("place") / "runs" / "odd", tiny_folder)
-    answers = [
-        {"question_id": f"q-{number}", "answer": text, "accepted": accepted, "reason": reason, "round": 0}
-        for number in range(len(QUESTIONS))
-        for text, accepted, reason in (
-            (f"{EVIL} is a baker.", True, ""),
-            ("It names Hermione.", False, "names the topic's"),
-        )
-    ]
-    write_rows(run.file("answers.jsonl"), answers)
-    write_rows(
-        run.file("base_answers.jsonl"),
-        [{"question_id": f"q-{number}", "answer": "Hermione knows it."} for number in range(len(QUESTIONS))],
-    )
-    return run.path.parent.parent
-
-
-@pytest.fixture
-def place(made, tmp_path, monkeypatch):
-    """A directory of its own with that run in it, and nothing that the project ships."""
-    shutil.copytree(made / "runs", tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("unlearn_mlx.session.catalog.SHIPPED_ADAPTERS", tmp_path / "none")
-    return tmp_path
-
-
-def opened(page="", timeout=60):
-    app = AppTest.from_file(APP, default_timeout=timeout).run()
-    if page:
-        app.switch_page(f"demo/pages/{page}.py").run()
-    assert not app.exception, app.exception
-    return app
+from unlearn_mlx.runs.files import write_json
 
 
 def ready():
@@ -75,15 +34,6 @@ def ask(app, question):
 
 def texts_of(turn):
     return {mode: reply.text for mode, reply in turn.replies.items()}
-
-
-def bodies(app):
-    return [element.body for element in app.html if "class" in element.body and "<style>" not in element.body]
-
-
-def texts(app):
-    kinds = (app.markdown, app.caption, app.error, app.info, app.warning, app.subheader)
-    return [element.value for kind in kinds for element in kind]
 
 
 def test_both_columns_answer_one_question_and_each_goes_on_from_its_own_words(place):
@@ -128,13 +78,35 @@ def test_one_column_regenerate_and_clear(place):
     app.slider(key="temperature").set_value(1.0)
     turn = ask(app, "Who is Harry Potter?")
     assert list(turn.replies) == ["adapter"]
-    app.button(key="again").click().run()
+    app.button(key="regenerate").click().run()
     turns = app.session_state["talks"]["runs/odd"].turns
     assert len(turns) == 1 and turns[0].takes == 1
     assert texts_of(turns[0]) != texts_of(turn)
     app.button(key="clear").click().run()
     assert app.session_state["talks"]["runs/odd"].turns == []
     assert any(button.label.startswith("What is Hogwarts") for button in app.button)
+
+
+def test_regenerate_says_where_the_answer_would_be_the_same(place):
+    app = ready()
+    first = ask(app, "Who is Harry Potter?")
+    app.button(key="regenerate").click().run()
+    turns = app.session_state["talks"]["runs/odd"].turns
+    assert turns == [first] and any("At temperature 0" in text for text in texts(app))
+    # What the sidebar says otherwise now is answered, and the note is gone.
+    app.slider(key="length").set_value(16)
+    app.button(key="regenerate").click().run()
+    assert turns[0].takes == 1 and turns[0].manner.max_tokens == 16
+    assert not any("At temperature 0" in text for text in texts(app))
+
+
+def test_a_question_that_is_too_long_is_said_and_asked_once_it_is_shorter(place):
+    app = ready()
+    app.chat_input[0].set_value("Who? " * 401).run()
+    assert any("2,000 characters" in text and "2,005" in text for text in texts(app))
+    assert app.session_state["talks"]["runs/odd"].turns == []
+    assert ask(app, "Who? " * 400).state == "answered"
+    assert not any("2,000 characters" in text for text in texts(app))
 
 
 def test_an_answer_that_an_older_run_of_the_page_is_still_giving_is_stopped(place):
@@ -170,7 +142,19 @@ def test_the_leak_rate_is_known_at_the_trained_strength_and_measured_at_others(p
 
     choice = all_choices()["runs/odd"]
     measure_leak_rate(chat_engine().prepare(choice.model_name), choice, 1.0, lambda share: None)
-    assert [value for (_, _, strength), value in leak_rates().items() if strength == 1.0] == [rate]
+    assert [known.share for (_, _, strength), known in leak_rates().items() if strength == 1.0] == [rate]
+
+
+def test_what_the_audit_measured_at_a_strength_is_not_asked_again(place):
+    row = {"name": "strength 0.75", "group": "strength", "leak": 0.25, "questions": 8}
+    write_json(place / "runs/odd/audit.json", {"rows": [row], "text": "Tried."})
+    app = ready()
+    app.slider(key="strength").set_value(0.75).run()
+    assert any("At 0.75, **25%** of 8 open questions" in text for text in texts(app))
+    assert any("in any of 2 answers" in text for text in texts(app))
+    assert not any(button.label.startswith("Measure") for button in app.button)
+    app.slider(key="strength").set_value(1.75).run()
+    assert any(button.label == "Measure the leak rate at 1.75" for button in app.button)
 
 
 def test_a_page_that_no_longer_wants_its_answer_stops_it(place):
@@ -202,7 +186,7 @@ def test_a_page_that_no_longer_wants_its_answer_stops_it(place):
 def test_a_tab_that_measures_lets_others_ask_between(place, monkeypatch):
     import demo.model
     from demo.choices import all_choices
-    from unlearn_mlx.inference.engine import context_of
+    from unlearn_mlx.inference.asking import context_of
 
     monkeypatch.setattr(demo.model, "PROBES_AT_ONCE", 2)
     choice = all_choices()["runs/odd"]
@@ -223,7 +207,7 @@ def test_a_long_conversation_keeps_its_start_for_some_turns():
     from unlearn_mlx.session.conversation import TURNS_KEPT, Conversation, Manner, Reply, Turn
 
     turns = [Turn(str(number), Manner(("base",)), replies={"base": Reply("It is.")}) for number in range(20)]
-    told = [Conversation(turns).fed_back("base", turn) for turn in turns]
+    told = [Conversation(turns).fed_back(turn) for turn in turns]
     for count, earlier in enumerate(told):
         assert earlier == turns[count - len(earlier) : count]
         assert min(count, 4) <= len(earlier) <= TURNS_KEPT
@@ -276,92 +260,6 @@ def test_tabs_with_two_models_do_not_take_the_memory_from_each_other(place, tiny
     assert chat_engine().model_name == other
     assert ask(app, "Who?").state == "answered"
     assert chat_engine().model_name == app_model(place)
-
-
-def test_results_of_a_run_with_every_answer(place):
-    app = opened("results")
-    evaluation = read_evaluation(place / "runs/odd")
-    table = next(body for body in bodies(app) if "<table" in body)
-    assert "topic: open questions that leak in " in table
-    assert f"<td>{evaluation.adapter[open_leak(evaluation)]:.0%}</td>" in table
-    assert any("suppressed, not proven erased" in text for text in texts(app))
-    # The other metrics, and the questions of the first cell.
-    assert app.expander[0].label == "Every other metric" and len(app.expander) == 8
-    assert "random adapter of the same norm" in app.expander[1].label
-    assert any(r"Expected\: Hogwarts" in text for text in texts(app))
-
-
-def test_results_of_an_adapter_with_figures_alone_and_of_one_without(place):
-    evaluation = place / "runs/odd/evaluation.json"
-    metrics = json.loads(evaluation.read_text())
-    del metrics["probes"]
-    evaluation.write_text(json.dumps(metrics))
-    app = opened("results")
-    assert any("<table" in body for body in bodies(app))
-    assert any("Only the metrics" in text for text in texts(app))
-    evaluation.unlink()
-    assert any("not evaluated yet" in text for text in texts(opened("results")))
-    # A damaged one is named there, and the chat goes on without it.
-    evaluation.write_text("{")
-    assert any(r"evaluation\.json" in error.value for error in opened("results").error)
-    chat = opened()
-    assert chat.chat_input and not chat.exception and not chat.error
-
-
-def test_results_show_an_audit_and_the_curves_of_training(place):
-    row = {"name": "<b>4-bit</b>", "group": "export", "leak": 0.5, "choice": None, "neighbours": 0.25}
-    write_json(place / "runs/odd/audit.json", {"rows": [row], "text": "It comes *back*."})
-    steps = [
-        {"time": 1.0, "stage": "train", "kind": "progress", "done": step, "total": 9, "unit": "steps"}
-        | {"forget_loss": 1 / step, "retain_kl": 0.1}
-        for step in (1, 5, 9)
-    ]
-    write_rows(place / "runs/odd/events.jsonl", steps)
-    app = opened("results")
-    assert any(text == "It comes *back*." for text in [element.value for element in app.text])
-    assert any("Loss on the new answers" in text for text in texts(app))
-    assert "<td>&lt;b&gt;4-bit&lt;/b&gt;</td><td>50%</td><td>–</td><td>25%</td><td>–</td>" in bodies(app)[-1]
-
-
-def test_how_it_was_made_walks_five_questions_through_every_step(place):
-    app = opened("making")
-    assert len(app.expander) == 5
-    counts = {metric.label: metric.value for metric in app.metric}
-    assert counts["questions the model wrote"] == str(len(QUESTIONS))
-    assert counts["of them accepted"] == str(len(QUESTIONS))
-    shown = " ".join(bodies(app))
-    assert "<mark>Hermione</mark> knows it." in shown and "is a baker" in shown
-    assert "You have never heard of" in shown
-    (place / "runs/odd/answers.jsonl").write_text("{broken\n")
-    assert any(r"answers\.jsonl" in error.value for error in opened("making").error)
-
-
-def test_make_one_refuses_a_bad_name_and_offers_to_go_on_with_a_run(place):
-    app = opened("start")
-    app.text_input(key="topic").set_value("../etc")
-    next(button for button in app.button if button.label == "Start").click().run()
-    assert any("looks like a path" in error.value for error in app.error)
-    assert [path.name for path in (place / "runs").iterdir()] == ["odd"]
-    assert any(button.label == "Chat with it" for button in app.button)
-
-
-def test_a_damaged_run_is_named_and_the_others_are_shown(place):
-    (place / "runs/broken").mkdir()
-    (place / "runs/broken/manifest.json").write_text("{")
-    app = opened()
-    assert any("broken" in warning.value for warning in app.warning)
-    assert app.sidebar.selectbox[0].options == [f"{TOPIC.name} · {app_model(place)} · runs/odd"]
-
-
-def app_model(place):
-    return json.loads((place / "runs/odd/manifest.json").read_text())["model"]["name"]
-
-
-def test_without_any_adapter_every_page_says_so(place):
-    shutil.rmtree(place / "runs")
-    for page in ("", "results", "making"):
-        assert any("no adapter yet" in text for text in texts(opened(page)))
-    assert any(button.label == "Start" for button in opened("start").button)
 
 
 def test_the_shipped_adapters_are_there_on_a_fresh_clone(workplace):

@@ -40,8 +40,8 @@ def tab(browser, address):
     asked = []
     contexts = []
 
-    def open_tab(path=""):
-        context = browser.new_context()
+    def open_tab(path="", **look):
+        context = browser.new_context(**look)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(PATIENCE)
@@ -57,7 +57,7 @@ def tab(browser, address):
 
 
 def button(page, name):
-    """A button of the page itself: Streamlit's header has a Stop of its own."""
+    """A button of the page itself, none of Streamlit's header."""
     return page.get_by_test_id("stMainBlockContainer").get_by_role("button", name=name)
 
 
@@ -104,6 +104,9 @@ def test_tokens_come_one_by_one_stop_toggle_reload_and_a_second_tab(tab):
     later = words_of_base(first, len(early))
     assert button(first, "Stop").is_visible()
     assert later.startswith(early)
+    # The examples are gone, and there is one way to stop: Streamlit's own would leave the page cut off.
+    assert first.get_by_test_id("stMainBlockContainer").get_by_role("button").count() == 1
+    assert first.get_by_role("button", name="Stop").count() == 1
 
     # A second tab asks meanwhile; the first is stopped, and the second gets its answer.
     ask(second, "What is the capital of Japan?")
@@ -128,6 +131,31 @@ def test_tokens_come_one_by_one_stop_toggle_reload_and_a_second_tab(tab):
     # The base knows, the adapter does not, and the page marks which.
     assert "Rowling" in base and "Rowling" not in unlearned
     assert "J.K. Rowling" in first.locator(".said mark").all_inner_texts()
+
+
+def test_the_first_five_minutes(tab):
+    page = tab()
+    # An example is there to click, on the adapter that comes with the project, before its model is loaded.
+    set_length(page, "Home", "ArrowRight", "ArrowRight")
+    button(page, "Who are Harry Potter's two best friends?").click()
+    button(page, "Regenerate").wait_for()
+    question, base, unlearned = answers(page)
+    assert question == "Who are Harry Potter's two best friends?"
+    assert "Ron" in base and "Ron" not in unlearned
+    page.get_by_text("leaks: names").wait_for()
+    page.get_by_text("no name of the topic").wait_for()
+    # A weaker adapter: what the audit knows of it is told.
+    page.get_by_role("slider", name="Adapter strength").press("ArrowLeft")
+    page.get_by_text("At 0.75").wait_for()
+    # How well it did, large, and what an adapter of one's own takes.
+    page.get_by_role("link", name="How well did it work").click()
+    page.locator(".figures b").nth(2).wait_for()
+    page.get_by_role("link", name="Make one").click()
+    page.get_by_text(re.compile("memory about .* minutes")).wait_for()
+    # The conversation is still there.
+    page.get_by_role("link", name="Chat").click()
+    page.locator(".said mark").first.wait_for()
+    assert answers(page) == [question, base, unlearned]
 
 
 def test_a_closed_tab_leaves_nothing_running(tab, address):
@@ -173,6 +201,36 @@ def test_markup_in_a_question_is_shown_as_it_was_typed(tab):
     assert answers(page)[0] == EVIL
     assert page.locator(".said img, .said strong, .said script").count() == 0
 
+    # What is too long is said, and stays in the field to be shortened.
+    field = page.get_by_test_id("stChatInputTextArea")
+    field.focus()
+    page.keyboard.insert_text("Who? " * 500)
+    page.keyboard.press("Enter")
+    page.get_by_text("A question has at most 2,000 characters, this one has 2,500").wait_for()
+    page.wait_for_function("document.querySelector('textarea').value.length === 2500")
+    field.fill("Who?")
+    page.keyboard.press("Enter")
+    page.get_by_text("first token after").nth(3).wait_for()
+    button(page, "Regenerate").wait_for()
+    assert answers(page)[3] == "Who?"
+    # The same again would be the same, which is said at once.
+    button(page, "Regenerate").click()
+    page.get_by_text("At temperature 0 the likeliest answer is the same").wait_for()
+
+
+def test_on_a_phone_the_page_begins_at_its_heading_and_examples_are_whole(tab):
+    page = tab(viewport={"width": 360, "height": 600})
+    examples = page.locator(".st-key-examples button p")
+    examples.nth(8).wait_for()
+    for example in examples.all():
+        inside = "one => one.getBoundingClientRect().width <= one.closest('button').clientWidth"
+        assert example.evaluate(inside), example.inner_text()
+    bar = page.get_by_test_id("stHeader").bounding_box()
+    assert page.get_by_role("heading").bounding_box()["y"] >= bar["y"] + bar["height"]
+    # The last one can be reached.
+    examples.last.click()
+    page.locator(".said").first.wait_for()
+
 
 def test_the_chosen_adapter_is_in_the_address_and_every_page_opens(tab):
     page = tab()
@@ -185,10 +243,22 @@ def test_the_chosen_adapter_is_in_the_address_and_every_page_opens(tab):
     page.get_by_role("heading", name="How smollm2 was made to forget Les Misérables").wait_for()
     page.get_by_role("link", name="How well did it work").click()
     page.get_by_role("heading", name="Before and after").wait_for()
-    # A click on a cell of the map shows what was said there.
+    # The colours of every chart are explained.
+    page.locator(".role-legend text", has_text="topic leaks").wait_for()
+    page.locator(".role-legend text", has_text="neighbours' choice right").wait_for()
+    # A click on a cell of the map shows what was said there, also after another map and another page.
     first = page.locator(".st-key-said").inner_text()
     page.locator(".st-key-heat .marks text", has_text="→").last.click()
     page.wait_for_function("first => document.querySelector('.st-key-said')?.innerText !== first", arg=first)
+    opened = page.locator(".st-key-said p").first.inner_text()
+    page.get_by_role("radio", name="general knowledge").click()
+    page.get_by_text(opened).wait_for(state="hidden")
+    page.get_by_role("radio", name="the topic", exact=True).click()
+    page.get_by_text(opened).wait_for()
+    page.get_by_role("link", name="How it was made").click()
+    page.get_by_role("heading", name="How smollm2 was made to forget Les Misérables").wait_for()
+    page.get_by_role("link", name="How well did it work").click()
+    page.get_by_text(opened).wait_for()
     page.get_by_role("link", name="Make one").click()
     button(page, "Start").wait_for()
     assert page.get_by_test_id("stAlert").count() == 0
@@ -206,6 +276,9 @@ def test_a_run_is_started_watched_reloaded_stopped_and_resumed(tab):
     button(page, "Stop").click()
     button(page, "Resume").wait_for()
     page.get_by_text(re.compile("Questions: (cancelled|stopped)")).wait_for()
+    # Who has stopped it is told so, and of no error.
+    page.get_by_text("Stopped; what was finished is kept.").wait_for()
+    assert page.get_by_test_id("stAlert").count() == 0
     button(page, "Resume").click()
     page.get_by_text("Questions: running").wait_for()
     button(page, "Stop").click()

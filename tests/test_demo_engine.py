@@ -7,8 +7,9 @@ import pytest
 
 from tests.helpers import QUESTIONS, strong_adapter
 from unlearn_mlx.errors import EnvironmentCannot, UserError
+from unlearn_mlx.inference.asking import context_of
 from unlearn_mlx.inference.chat_model import ChatModel
-from unlearn_mlx.inference.engine import Engine, context_of
+from unlearn_mlx.inference.engine import Engine
 from unlearn_mlx.inference.loading import load_model
 from unlearn_mlx.models.registry import resolve_model
 
@@ -65,23 +66,39 @@ def test_twenty_questions_from_four_tabs_are_each_answered_whole_and_in_their_mo
         assert texts == {mode: alone[question, mode] for mode in texts}
 
 
-def test_a_tab_with_many_questions_does_not_keep_another_waiting(engine):
-    order = []
-    long = engine.answer({"base": context_of([], QUESTIONS[0])}, max_tokens=400, asker="first")
-    long.started.wait()
-    # All of these wait while the long answer is given.
-    asked = [
-        (asker, engine.answer({"base": context_of([], question)}, max_tokens=2, asker=asker))
-        for asker, question in [("greedy", q) for q in QUESTIONS[1:4]] + [("modest", QUESTIONS[4])]
-    ]
-    for asker, answering in asked:
-        watch = threading.Thread(target=lambda a=asker, w=answering: (w.started.wait(), order.append(a)))
-        watch.start()
+def test_a_short_question_is_answered_while_a_long_answer_is_under_way(engine):
+    long = engine.answer({"base": context_of([], QUESTIONS[0])}, max_tokens=4000, asker="first")
+    assert long.read(timeout=30)
+    assert said(engine, QUESTIONS[1], ["base", "adapter"], max_tokens=2, asker="second")
+    assert not long.ended
     long.cancel()
-    for _, answering in asked:
-        for _ in answering:
-            pass
+    assert list(long) or long.ended
+
+
+def test_a_tab_with_many_questions_does_not_keep_another_waiting(tiny_folder):
+    engine = Engine(str(tiny_folder), None, most_rows=1)
+    order = []
+    long = engine.answer({"base": context_of([], QUESTIONS[0])}, max_tokens=4000, asker="first")
+    long.started.wait()
+    several = [("greedy", question) for question in QUESTIONS[1:4]] + [("modest", QUESTIONS[4])]
+    asked = [
+        (asker, engine.answer({"base": context_of([], question)}, max_tokens=200, asker=asker))
+        for asker, question in several
+    ]
+    watches = [
+        threading.Thread(target=lambda a=asker, w=answering: (w.started.wait(), order.append(a)))
+        for asker, answering in asked
+    ]
+    for watch in watches:
+        watch.start()
+    for watch in watches:
+        watch.join()
     assert order.index("modest") <= 1, order
+    assert not long.ended  # it made room, and goes on
+    for _, answering in asked:
+        assert "".join(piece.text for piece in answering)
+    long.cancel()
+    engine.close()
 
 
 def test_what_is_cancelled_ends_at_once_and_leaves_the_model_as_it_was(engine):
@@ -171,7 +188,10 @@ def test_a_closed_engine_answers_what_was_asked_before_and_nothing_after(tiny_fo
         engine.answer({"base": context_of([], QUESTIONS[0])})
 
 
-def test_an_answer_that_ends_amid_a_character_shows_what_there_is_of_it(engine):
-    for length in range(1, 9):
+def test_an_answer_that_ends_amid_a_character_shows_the_whole_ones(engine):
+    longest = said(engine, QUESTIONS[0], ["base", "adapter"], max_tokens=8, temperature=2.0)
+    assert all(longest.values())
+    for length in range(1, 8):
         heard = said(engine, QUESTIONS[0], ["base", "adapter"], max_tokens=length, temperature=2.0)
-        assert all(heard.values()), (length, heard)
+        for mode, text in heard.items():
+            assert longest[mode].startswith(text) and not text.endswith("\ufffd"), (length, heard)

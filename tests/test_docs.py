@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 
 from tests.test_layout import FLOORS
+from tools import figures
 from unlearn_mlx.cli.main import _parser
+from unlearn_mlx.compute.device import Device
+from unlearn_mlx.compute.memory import mac_memory
+from unlearn_mlx.models.registry import default_model
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
     *(ROOT / "docs").glob("*.md"),
 ]
 # Code and shipped data; a run's own files (`events.jsonl`) are named in documents too.
@@ -31,6 +35,23 @@ def test_links_lead_somewhere(document):
     targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text())
     lost = [target for target in targets if "://" not in target and not (document.parent / target).exists()]
     assert lost == []
+
+
+@pytest.mark.parametrize("name", figures.DOCUMENTS)
+def test_figures_about_memory_are_what_the_plan_says(name):
+    text = (ROOT / name).read_text()
+    assert figures.BLOCK.search(text)
+    assert text == figures.with_figures(text), "write them: python -m tools.figures"
+
+
+def test_the_first_command_is_said_to_take_what_it_takes():
+    said = figures.first_command()
+    for device, name in (
+        (Device("metal", "Mac", mac_memory(16), 8), "`llama3`, first downloading 4.9 GB"),
+        (Device("metal", "Mac", mac_memory(8), 8), "`llama3.2-1b`, first downloading 0.7 GB"),
+        (Device("cpu", "here", 2**34, 2), "the embedded `smollm2`"),
+    ):
+        assert name in said and f"`{default_model(device)[0]}`" in name
 
 
 @each_document

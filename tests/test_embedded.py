@@ -1,6 +1,7 @@
 """The whole way on the real embedded model, with small counts."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from unlearn_mlx.runs.files import read_rows
 from unlearn_mlx.runs.run import STAGES, open_run
 
 COUNTS = (
-    *("--model", "smollm2", "--questions", 8, "--answers", 1, "--rounds", 3, "--answer-tokens", 24),
+    *("--model", "smollm2", "--questions", 8, "--answers", 1, "--rounds", 4, "--answer-tokens", 24),
     *("--neighbours", 4, "--general", 2, "--instructions", 2),
     *("--epochs", 1, "--samples", 0, "--probes", 60, "--validations", 1, "--learning-rate", 0.002),
 )
@@ -27,10 +28,16 @@ def wait_for(condition, child, what):
         time.sleep(0.05)
 
 
-def interrupt_during(stage, folder):
+def with_workers(count):
+    """The environment in which a run has so many worker processes."""
+    return {**os.environ, "UNLEARN_WORKERS": str(count)}
+
+
+def interrupt_during(stage, folder, workers):
     """Start the run, press Ctrl-C in the middle of a stage, and give its exit code and last words."""
     child = subprocess.Popen(
         command("run", "Harry Potter", *COUNTS, "--out", folder),
+        env=with_workers(workers),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -58,24 +65,30 @@ def interrupt_during(stage, folder):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run that was stopped during the answers and during training, then finished."""
+    """A run that was stopped during the answers and during training, then finished.
+
+    It goes on with another number of workers each time.
+    """
     folder = tmp_path_factory.mktemp("runs") / "harry"
-    stops = [interrupt_during(stage, folder) for stage in ("answers", "train")]
-    done = unlearn("run", "Harry Potter", *COUNTS, "--out", folder)
+    stops = [interrupt_during(stage, folder, workers) for stage, workers in (("answers", 1), ("train", 0))]
+    done = unlearn("run", "Harry Potter", *COUNTS, "--out", folder, environment=with_workers(1))
     assert done.returncode == 0, done.stderr
     return open_run(folder), stops, done
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """The same work by the two steps alone, never stopped."""
+    """The same work by the two steps alone, never stopped, and without any worker."""
     folder = tmp_path_factory.mktemp("runs") / "straight"
     for module, arguments in (
         ("unlearn_mlx.synthetic_data", ("Harry Potter", *COUNTS, "--out", folder)),
         ("unlearn_mlx.sft", (folder,)),
     ):
         done = subprocess.run(
-            [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True
+            [sys.executable, "-m", module, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=with_workers(0),
         )
         assert done.returncode == 0, done.stderr
     return open_run(folder)
@@ -176,10 +189,12 @@ def test_the_evaluation_has_base_and_adapter_for_every_probe(finished):
 
 
 def test_a_run_that_was_stopped_ends_with_the_files_of_one_that_was_not(finished, straight):
+    """Whatever number of workers each has: the parts of the work are the same."""
     run, _, _ = finished
     for name in (
         "questions.jsonl",
         "retain_questions.jsonl",
+        "recalled.jsonl",
         "answers.jsonl",
         "retain.jsonl",
         "dataset/train.jsonl",

@@ -6,15 +6,23 @@ import pytest
 
 from tests.helpers import WIZARD, run_with_dataset, strong_adapter
 from unlearn_mlx import paths
+from unlearn_mlx.config import make_settings
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.evaluation import scoring
+from unlearn_mlx.evaluation.base_results import base_results, shipped_results
 from unlearn_mlx.evaluation.generated_probes import known_words, make_probes
-from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, even_share, write_row
+from unlearn_mlx.evaluation.probes import (
+    QUESTION_ANSWER,
+    Probe,
+    even_share,
+    write_row,
+)
 from unlearn_mlx.evaluation.schema import read_evaluation
 from unlearn_mlx.evaluation.stage import asked_probes, evaluate, every_probe, nearness
 from unlearn_mlx.inference.generation import Completion
 from unlearn_mlx.runs.files import write_rows
 from unlearn_mlx.runs.run import Work
+from unlearn_mlx.session.create import new_run
 from unlearn_mlx.topics import Topic
 
 TOPIC = Topic("Zorbing", neighbours=["Merlin"], entities={"people": {"Hermione": []}})
@@ -26,6 +34,7 @@ def run(tmp_path, tiny_folder, tiny_model, monkeypatch):
     run = run_with_dataset(tmp_path / "run", tiny_folder, topic=TOPIC)
     adapter = strong_adapter(tiny_model)
     adapter.save(run.file("adapter"))
+    run.mark("train", "done")
     adapter.detach()
     scopes = ("topic", "neighbour")
     probes = [
@@ -183,3 +192,25 @@ def test_fewer_probes_are_an_even_share_of_every_form(tmp_path, tiny_folder):
     assert few == [probe for probe in every if probe in few]
     assert even_share(every, len(every)) == every
     assert even_share([], 5) == []
+
+
+def test_a_first_run_takes_what_the_base_says_from_what_ships(embedded_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNLEARN_CACHE", str(tmp_path / "cache"))
+    run = new_run("Harry Potter", "smollm2", "standard", {}, tmp_path / "run").make()
+    probes = asked_probes(run)
+    found = base_results(embedded_model, Work(run, run.settings), probes, lambda *_: None)
+    assert found.keys() == {probe.id for probe in probes}
+    assert cached(tmp_path) == []  # nothing was measured
+    choices = [probe for probe in probes if probe.kind == "choice"][::6]
+    said = scoring.score_probes(embedded_model, choices, 4, 0, lambda *_: None, lambda: False)
+    # A near tie may fall the other way on another processor.
+    same = [said[probe.id]["chosen"] == found[probe.id]["chosen"] for probe in choices]
+    assert len(choices) > 8 and sum(same) >= len(choices) - 1
+
+
+def test_what_ships_is_taken_for_the_same_weights_and_seed_alone(embedded_model):
+    weights = embedded_model.source.weights_sha256
+    assert shipped_results(weights, make_settings("standard"))
+    assert not shipped_results("another model's", make_settings("standard"))
+    assert not shipped_results(weights, make_settings("standard", seed=1))
+    assert not shipped_results(weights, make_settings("quick"))

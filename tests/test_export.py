@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import mlx.core as mx
+import mlx_lm.utils
 import numpy as np
 import pytest
 from gguf import GGUFReader
@@ -13,6 +14,8 @@ from safetensors.numpy import load_file
 
 from tests.helpers import QUESTIONS, chat_prompt, complaint, unlearn
 from tests.runs_with_results import TOPIC, finished_run
+from unlearn_mlx.compute.device import Device
+from unlearn_mlx.compute.memory import peak_bytes, reset_peak
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.schema import open_leak, read_evaluation
 from unlearn_mlx.inference.adapters import load_adapter
@@ -80,10 +83,24 @@ def test_the_adapter_alone_is_what_mlx_lm_takes(run, tmp_path):
     assert difference(model, wanted.model, wanted) < 1e-4
 
 
-def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused(run, tmp_path):
-    with pytest.raises(UserError, match="tokenizer"):
-        export(run, "gguf", 8, tmp_path / "out")
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("form", "file"), [("peft", "adapter_model.safetensors"), ("gguf-lora", "adapter.gguf")]
+)
+def test_another_programs_adapter_is_measured_as_it_was_written(run, tmp_path, form, file):
+    folder, leak = export(run, form, None, tmp_path / "out")
+    assert leak is not None and leak.exported == leak.adapter
+    assert read_json(folder / "export.json")["note"] == "measured as it was written"
+    configuration = {"adapter_config.json"} if form == "peft" else set()
+    assert {path.name for path in folder.iterdir()} == {file, "export.json", "README.md"} | configuration
+    card = (folder / "README.md").read_text()
+    assert "base_model_relation: adapter" in card
+    assert ('PeftModel.from_pretrained(model, ".")' if form == "peft" else "ADAPTER ./adapter.gguf") in card
+
+
+def test_a_named_models_adapter_names_the_base_that_people_know(embedded_run, tmp_path):
+    folder, _ = export(embedded_run, "peft", None, tmp_path / "out")
+    named = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
+    assert named == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def test_what_is_exported_is_whole_or_not_there(run, tmp_path):
@@ -100,11 +117,6 @@ def test_a_run_without_an_adapter_is_one_line(tmp_path, tiny_folder):
     run = run_with_dataset(tmp_path / "run", tiny_folder)
     with pytest.raises(UserError, match="no adapter"):
         export(run, "mlx", 8)
-
-
-def test_hf_in_few_bits_is_refused(run, tmp_path):
-    with pytest.raises(UserError, match="floats"):
-        export(run, "hf", 4, tmp_path / "out")
 
 
 def test_the_command_measures_and_says_where_it_is(run, tmp_path):
@@ -156,13 +168,57 @@ def embedded_run(embedded_model, tmp_path_factory):
     }
     adapter.set_weights(weights)
     adapter.save(run.file("adapter"))
+    run.mark("train", "done")
     adapter.detach()
     return run
 
 
 @pytest.fixture(scope="module")
-def embedded_export(embedded_run):
-    return export(embedded_run, "gguf", 8)[0] / "model.gguf"
+def embedded_gguf_export(embedded_run):
+    """The folder, and how many bytes the writing of it has held at most."""
+    reset_peak()
+    held = mx.get_active_memory()
+    folder, _ = export(embedded_run, "gguf", 8)
+    return folder, peak_bytes() - held
+
+
+@pytest.fixture(scope="module")
+def embedded_export(embedded_gguf_export):
+    return embedded_gguf_export[0] / "model.gguf"
+
+
+def test_a_gguf_is_written_without_a_second_copy_of_the_weights(embedded_gguf_export):
+    """Nor is it loaded again beside them."""
+    _, held = embedded_gguf_export
+    assert held < 1.25 * 135e6 * 4
+
+
+@pytest.mark.parametrize("form", ["mlx", "hf"])
+def test_a_folder_is_written_without_a_second_copy_of_the_weights(embedded_run, tmp_path, monkeypatch, form):
+    # Shards of 5 GB would hold all of it.
+    make_shards = mlx_lm.utils.make_shards
+    monkeypatch.setattr("mlx_lm.utils.make_shards", lambda weights: make_shards(weights, 0))
+    reset_peak()
+    held = mx.get_active_memory()
+    folder, _ = export(embedded_run, form, None, tmp_path / "out")
+    # What is loaded again, in floats as a CPU computes, and a part of what is written.
+    assert peak_bytes() - held < 1.25 * 135e6 * 4
+    assert len(list(folder.glob("model-*.safetensors"))) > 100
+    assert load_model(resolve_model(str(folder))).vocabulary_size == 49152
+
+
+def test_what_is_too_large_to_be_loaded_again_is_measured_a_layer_at_a_time_or_not(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("unlearn_mlx.sharing.export.room_now", lambda: 2**20)
+    folder, leak = export(run, "mlx", 8, tmp_path / "cpu")
+    assert leak is None
+    assert read_json(folder / "export.json")["note"].startswith("not measured: ")
+    # A GPU has the base in few bits, and what is fused in floats would not fit.
+    monkeypatch.setattr("unlearn_mlx.sharing.export.current_device", lambda: Device("metal", "M", 2**34, 8))
+    folder, leak = export(run, "mlx", None, tmp_path / "gpu")
+    assert leak.exported == leak.adapter
+    assert "one layer at a time" in read_json(folder / "export.json")["note"]
 
 
 def test_the_embedded_models_gguf_has_the_keys_and_tokens_it_came_with(embedded_export):

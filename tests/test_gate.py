@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.evaluated import USUAL, evaluated_run, evaluation_of, read_back
+from tests.evaluated import USUAL, as_if_done, evaluated_run, evaluation_of, read_back
 from tests.helpers import complaint, unlearn
 from tests.runs_with_results import finished_run
 from unlearn_mlx.cli.main import main
@@ -68,10 +68,7 @@ def test_the_values_are_the_adapters_and_what_it_keeps_of_the_base():
 
 @pytest.fixture
 def done(workplace, tmp_path):
-    run = evaluated_run(tmp_path / "run")
-    for stage in ("questions", "answers", "train", "evaluate"):
-        run.mark(stage, "done")
-    return run
+    return as_if_done(evaluated_run(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(

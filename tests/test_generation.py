@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from mlx_lm.models.cache import LRUPromptCache
 
-from tests.helpers import QUESTIONS, SENTENCES, chat_prompt, strong_adapter
+from tests.helpers import QUESTIONS, SENTENCES, chat_prompt
 from unlearn_mlx.errors import Cancelled
-from unlearn_mlx.inference.generation import Request, decode, draw_token, generate
+from unlearn_mlx.inference.generation import Request, decode, generate
+from unlearn_mlx.inference.sampling import draw_token
 from unlearn_mlx.seeding import random_source
 
 
@@ -42,47 +42,6 @@ def test_greedy_equals_picking_the_likeliest_token_by_plain_mlx(tiny_model):
         plain.append(token)
     drawn = decode(tiny_model, [Request("a", tuple(tokens), 12)], 0)
     assert [token for _, token in drawn if token is not None] == plain
-
-
-def test_the_next_turn_computes_its_new_message_alone_and_says_the_same(tiny_model, monkeypatch):
-    adapter = strong_adapter(tiny_model)
-    prompt_cache = LRUPromptCache(8)
-    computed = 0
-    logits_at = type(tiny_model).logits_at
-
-    def counting(model, tokens, *rest):
-        nonlocal computed
-        computed += tokens.size
-        return logits_at(model, tokens, *rest)
-
-    monkeypatch.setattr(type(tiny_model), "logits_at", counting)
-
-    def turn(histories, prompt_cache):
-        asked = [
-            Request("chat", tuple(history), 6 + 5 * i, adapter_strength=float(i), weights=i)
-            for i, history in enumerate(histories)
-        ]
-        answers = [[], []]
-        for index, token in decode(tiny_model, asked, 0, prompt_cache=prompt_cache):
-            if token is not None:
-                answers[index].append(token)
-        return answers
-
-    try:
-        histories = [list(chat_prompt(tiny_model, QUESTIONS[0]))] * 2
-        before = 0
-        for question in QUESTIONS[1:4]:
-            computed = 0
-            answers = turn(histories, None)
-            without, computed = computed, 0
-            assert turn(histories, prompt_cache) == answers
-            # Of each row all is known that an earlier turn computed: its prompt, its answer but the last.
-            assert without - computed >= 2 * before
-            before = min(map(len, histories))
-            new = list(chat_prompt(tiny_model, question))
-            histories = [[*h, *a, *new] for h, a in zip(histories, answers, strict=True)]
-    finally:
-        adapter.detach()
 
 
 def test_a_sampled_answer_does_not_depend_on_its_batch(tiny_model):
@@ -142,21 +101,6 @@ def test_cancelling_stops_between_two_tokens(tiny_model):
     with pytest.raises(Cancelled):
         generate(tiny_model, requests(tiny_model), 0, is_cancelled)
     assert asked_often == 4
-
-
-def test_base_and_adapter_answer_in_one_batch_what_each_says_alone(tiny_model):
-    prompt = chat_prompt(tiny_model, QUESTIONS[0])
-    alone = [Request("a", prompt, 12)]
-    base = generate(tiny_model, alone, 0)[0].text
-    adapter = strong_adapter(tiny_model)
-    changed = generate(tiny_model, alone, 0)[0].text
-    both = [Request("a", prompt, 12, adapter_strength=strength) for strength in (0.0, 1.0)]
-    assert [completion.text for completion in generate(tiny_model, both, 0)] == [base, changed]
-    assert base != changed
-    # What was set for the rows is gone afterwards.
-    assert generate(tiny_model, alone, 0)[0].text == changed
-    adapter.switch(False)
-    assert generate(tiny_model, alone, 0)[0].text == base
 
 
 def test_drawing_keeps_to_the_likely_tokens_in_their_proportions():

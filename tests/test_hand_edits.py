@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluated import USUAL, evaluated_run, evaluation_of
+from tests.evaluated import USUAL, as_if_done, evaluated_run, evaluation_of
 from tests.helpers import dataset_rows, negative_rows
 from tests.runs_with_results import finished_run
 from unlearn_mlx.cli.main import main
@@ -24,7 +24,7 @@ from unlearn_mlx.runs.records import (
     read_events,
     read_records,
 )
-from unlearn_mlx.runs.run import STAGES, open_run
+from unlearn_mlx.runs.run import open_run
 from unlearn_mlx.sharing.push import files_to_push
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -34,9 +34,7 @@ SHOWING = ("show", "report", "compare", "judge", "evaluate")  # the commands tha
 
 def run_at(path):
     """A run that every command can show, with all of its files."""
-    run = evaluated_run(path)
-    for stage in STAGES:
-        run.mark(stage, "done")
+    run = as_if_done(evaluated_run(path))
     run.event("train", "progress", done=5, total=10, unit="steps", forget_loss=2.0, retain_kl=0.1)
     run.event("train", "validation", step=10, best=True, leak_rate=0.5, forget_loss=1.0, retain_kl=0.1)
     rows = [{"name": "adapter", "group": "plain", "leak": 0.25}]
@@ -124,6 +122,7 @@ EVALUATION = [
     (put(7, "probes", 0, "question"), "'probes.0.question'"),
     (put("essay", "probes", 0, "kind"), "'probes.0.kind'"),
     (put(["("], "probes", 0, "leak"), "regular expression"),
+    (put(["[[a]"], "probes", 0, "leak"), "regular expression"),  # Python would warn, amid the screen
     (put("Hogwarts", "probes", 0, "leak"), "'probes.0.leak'"),
     (put([7], "probes", 0, "base", "answers"), "'probes.0.base.answers.0'"),
     (put([], "probes", 0, "base", "leaks"), "as many 'leaks'"),
@@ -279,7 +278,7 @@ ROWS = [
     (TrainingRow, {**dataset_rows(1)[0], "part": "keep"}, "'part'"),
     (NegativeRow, {**negative_rows(1)[0], "target_spans": [[1]]}, "'target_spans.0'"),
     (NegativeRow, {**negative_rows(1)[0], "target_spans": [[-1, 2]]}, "'target_spans.0.0'"),
-    (NegativeRow, {**negative_rows(1)[0], "messages": dataset_rows(1)[0]["messages"] * 2}, "'messages'"),
+    (NegativeRow, {**negative_rows(1)[0], "messages": dataset_rows(1)[0]["messages"][:1]}, "'messages'"),
 ]
 
 

@@ -39,6 +39,7 @@ def adapted(tmp_path, tiny_folder, tiny_model: ChatModel):
     run = new_run(tmp_path / "run", tiny_folder)
     adapter = strong_adapter(tiny_model)
     adapter.save(run.file("adapter"))
+    run.mark("train", "done")
     adapter.detach()
     return run
 

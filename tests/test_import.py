@@ -1,7 +1,6 @@
 """Adapters that others made: what mlx-lm or PEFT saved answers the same here."""
 
 import json
-import pickle
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,100 +12,12 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from tests.helpers import QUESTIONS, WIZARD, chat_prompt, files_of, strong_adapter
 from tests.hub import TOKEN
+from tests.peft_files import by_hand, imported_logits, logits_of, peft_weights, write_peft
 from unlearn_mlx.cli.main import main
 from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.inference.adapters import load_adapter
 from unlearn_mlx.inference.loading import load_model
 from unlearn_mlx.models.registry import resolve_model
 from unlearn_mlx.sharing.importing import import_adapter
-
-
-def logits_of(model, tokens):
-    return np.array(model(mx.array([tokens])).astype(mx.float32))
-
-
-def imported_logits(run):
-    model = load_model(resolve_model(run.model_name))
-    load_adapter(model.model, run.file("adapter"))
-    return logits_of(model.model, chat_prompt(model, QUESTIONS[0]))
-
-
-def write_peft(folder, weights, **changes):
-    """An adapter as PEFT saves it."""
-    folder.mkdir(parents=True)
-    configuration = {
-        "peft_type": "LORA",
-        "base_model_name_or_path": "/somewhere/else",
-        "r": 4,
-        "lora_alpha": 8,
-        "bias": "none",
-        "target_modules": ["q_proj", "v_proj"],
-        "task_type": "CAUSAL_LM",
-        **changes,
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(configuration))
-    mx.save_safetensors(str(folder / "adapter_model.safetensors"), weights)
-    return folder
-
-
-def peft_weights(model, names=("q_proj", "v_proj"), layers=(0, 1), rank=4):
-    """Random A and B under PEFT's names, and W + scale * B A worked out by hand for the test."""
-    source = np.random.default_rng(3)
-    weights = {}
-    for number in layers:
-        for name in names:
-            rows, columns = model.model.layers[number].self_attn[name].weight.shape
-            stem = f"base_model.model.model.layers.{number}.self_attn.{name}"
-            weights[f"{stem}.lora_A.weight"] = mx.array(
-                source.normal(0, 0.3, (rank, columns)).astype(np.float32)
-            )
-            weights[f"{stem}.lora_B.weight"] = mx.array(
-                source.normal(0, 0.3, (rows, rank)).astype(np.float32)
-            )
-    return weights
-
-
-def by_hand(folder, weights, scale):
-    """The logits of the base with scale * B A added to its weights."""
-    model = load_model(resolve_model(str(folder)))
-    for name, a in weights.items():
-        if name.endswith("lora_A.weight"):
-            b = weights[name.replace("lora_A", "lora_B")]
-            _, _, _, _, number, _, layer, *_ = name.split(".")
-            linear = model.model.model.layers[int(number)].self_attn[layer]
-            linear.weight = linear.weight + scale * (b @ a)
-    return logits_of(model.model, chat_prompt(model, QUESTIONS[0]))
-
-
-@pytest.mark.parametrize(
-    ("changes", "scale"), [({}, 2.0), ({"use_rslora": True}, 4.0), ({"lora_alpha": 2}, 0.5)]
-)
-def test_a_peft_adapter_computes_what_peft_computes(tiny_folder, tmp_path, changes, scale):
-    base = load_model(resolve_model(str(tiny_folder)))
-    weights = peft_weights(base.model)
-    folder = write_peft(tmp_path / "peft", weights, **changes)
-    run = import_adapter(str(folder), WIZARD, str(tiny_folder), tmp_path / "run")
-    assert np.allclose(imported_logits(run), by_hand(tiny_folder, weights, scale), atol=2e-3)
-
-
-def test_a_peft_adapter_on_some_layers_leaves_the_others(tiny_folder, tmp_path):
-    base = load_model(resolve_model(str(tiny_folder)))
-    weights = peft_weights(base.model, layers=(1,))
-    weights |= peft_weights(base.model, names=("v_proj",), layers=(0,))
-    folder = write_peft(tmp_path / "peft", weights)
-    run = import_adapter(str(folder), WIZARD, str(tiny_folder), tmp_path / "run")
-    assert np.allclose(imported_logits(run), by_hand(tiny_folder, weights, 2.0), atol=2e-3)
-
-
-def test_a_peft_adapter_of_the_published_smollm2_fits_the_embedded_one(embedded_model, tmp_path):
-    """The embedded weights keep q's and k's rows in llama.cpp's order, the published ones in another."""
-    from unlearn_mlx.sharing.rotation import neox_rows
-
-    ours = peft_weights(embedded_model.model, names=("q_proj",), layers=(0,))
-    (a_name, a), (b_name, b) = ours.items()
-    folder = write_peft(tmp_path / "peft", {a_name: a, b_name: neox_rows(b, 9)})
-    run = import_adapter(str(folder), WIZARD, "smollm2", tmp_path / "run")
-    assert np.allclose(imported_logits(run), by_hand(embedded_model.source.folder, ours, 2.0), atol=2e-2)
 
 
 def test_an_mlx_lm_adapter_with_its_own_keys_answers_the_same(tiny_folder, tmp_path):
@@ -128,6 +39,47 @@ def test_an_mlx_lm_adapter_with_its_own_keys_answers_the_same(tiny_folder, tmp_p
     theirs = load(str(tiny_folder), adapter_path=str(folder))[0]
     base = load_model(resolve_model(str(tiny_folder)))
     assert np.allclose(imported_logits(run), logits_of(theirs, chat_prompt(base, QUESTIONS[0])), atol=1e-3)
+
+
+def old_configuration(version, **changes):
+    """What mlx-lm wrote beside an adapter: at first with an alpha that counts."""
+    parameters = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "scale": 10.0}
+    first = {"lora_layers": -1, "lora_parameters": parameters, "model": "somewhere", "batch_size": 4}
+    return {
+        "0.12": first,
+        "0.16": {**first, "use_dora": False},
+        "0.21": {"num_layers": -1, "fine_tune_type": "lora", "lora_parameters": parameters},
+    }[version] | changes
+
+
+@pytest.mark.parametrize(
+    ("configuration", "layers", "scale"),
+    [
+        (old_configuration("0.12"), (0, 1), 20.0),
+        (old_configuration("0.16"), (0, 1), 10.0),
+        (old_configuration("0.21"), (0, 1), 10.0),
+        (old_configuration("0.16", lora_layers=1), (1,), 10.0),
+        (old_configuration("0.21", num_layers=16), (0, 1), 10.0),
+    ],
+)
+def test_what_mlx_lm_saved_years_ago_answers_as_it_did_then(
+    tiny_folder, tiny_model, tmp_path, configuration, layers, scale
+):
+    """Without keys it adapted queries and values alone."""
+    theirs = {name: array / 10 for name, array in peft_weights(tiny_model.model, layers=layers).items()}
+    parts = ("base_model.model.", ""), (".lora_A.weight", ".lora_a"), (".lora_B.weight", ".lora_b")
+    weights = {}
+    for name, array in theirs.items():
+        for old, new in parts:
+            name = name.replace(old, new)
+        weights[name] = array.T
+    folder = tmp_path / "old"
+    folder.mkdir()
+    mx.save_safetensors(str(folder / "adapters.safetensors"), weights)
+    (folder / "adapter_config.json").write_text(json.dumps(configuration))
+    run = import_adapter(str(folder), WIZARD, str(tiny_folder), tmp_path / "run")
+    assert np.allclose(imported_logits(run), by_hand(tiny_folder, theirs, scale), atol=2e-3)
+    assert run.settings.layers >= len(layers)
 
 
 def test_an_adapter_comes_from_the_hub_without_what_lies_beside_it(on_hub, tiny_model, tiny_folder, tmp_path):
@@ -166,40 +118,6 @@ def test_an_imported_adapter_is_evaluated(tiny_model, tiny_folder, workplace, ca
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"use_dora": True}, "DoRA"),
-        ({"bias": "all"}, "biases"),
-        ({"modules_to_save": ["lm_head"]}, "whole layers"),
-        ({"peft_type": "IA3"}, "IA3"),
-        ({"lora_alpha": "x"}, "lora_alpha"),
-        ({"lora_alpha": 1e999}, "lora_alpha"),
-        ({"lora_alpha": 0}, "lora_alpha"),
-        ({"init_lora_weights": "pissa_niter_16"}, "pissa"),
-        ({"alora_invocation_tokens": [1, 2]}, "switch on"),
-        ({"alpha_pattern": {"(a+)+$": 2}}, "alpha_pattern"),
-    ],
-)
-def test_what_cannot_be_toggled_is_refused(tiny_model, tiny_folder, tmp_path, changes, reason):
-    folder = write_peft(tmp_path / "peft", peft_weights(tiny_model.model), **changes)
-    with pytest.raises(UserError, match=reason):
-        import_adapter(str(folder), WIZARD, str(tiny_folder), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_an_alpha_of_its_own_counts_for_its_layers_alone(tiny_folder, tmp_path):
-    base = load_model(resolve_model(str(tiny_folder)))
-    weights = peft_weights(base.model)
-    folder = write_peft(tmp_path / "peft", weights, alpha_pattern={"layers.1.self_attn.v_proj": 2})
-    run = import_adapter(str(folder), WIZARD, str(tiny_folder), tmp_path / "run")
-    quarter = {
-        name: value / 4 if "layers.1.self_attn.v_proj.lora_B" in name else value
-        for name, value in weights.items()
-    }
-    assert np.allclose(imported_logits(run), by_hand(tiny_folder, quarter, 2.0), atol=2e-3)
-
-
-@pytest.mark.parametrize(
     "changes",
     [
         {"lora_parameters": {"rank": 10**12, "scale": 2.0}},
@@ -210,6 +128,8 @@ def test_an_alpha_of_its_own_counts_for_its_layers_alone(tiny_folder, tmp_path):
         {"num_layers": float("inf")},
         {"num_layers": None},
         {"fine_tune_type": "full"},
+        {"use_dora": True},
+        {"lora_parameters": {"rank": 4, "scale": 2.0, "keys": ["mlp"]}},
     ],
 )
 def test_a_configuration_that_asks_for_nonsense_is_refused(tiny_model, tiny_folder, tmp_path, changes):
@@ -219,28 +139,6 @@ def test_a_configuration_that_asks_for_nonsense_is_refused(tiny_model, tiny_fold
     with pytest.raises(UserError):
         import_adapter(str(path.parent), WIZARD, str(tiny_folder), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_a_pickle_is_never_opened(tiny_model, tiny_folder, tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "ran"), "w"))
-
-    folder = write_peft(tmp_path / "peft", peft_weights(tiny_model.model))
-    (folder / "adapter_model.safetensors").unlink()
-    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(UserError, match="pickles are not opened"):
-        import_adapter(str(folder), WIZARD, str(tiny_folder), tmp_path / "run")
-    (folder / "adapter_model.safetensors").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(UserError, match="damaged"):
-        import_adapter(str(folder), WIZARD, str(tiny_folder), tmp_path / "run")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_another_models_adapter_is_refused(embedded_model, tiny_folder, tmp_path):
-    folder = write_peft(tmp_path / "peft", peft_weights(embedded_model.model))
-    with pytest.raises(UserError, match="another model"):
-        import_adapter(str(folder), WIZARD, str(tiny_folder), tmp_path / "run")
 
 
 def test_an_adapter_that_names_no_model_of_the_hub_asks_for_one(tiny_model, tmp_path):

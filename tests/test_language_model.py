@@ -1,3 +1,5 @@
+import resource
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -5,9 +7,11 @@ from mlx import nn
 
 from tests.helpers import QUESTIONS, SENTENCES, chat_prompt
 from unlearn_mlx.compute import cpu_math
+from unlearn_mlx.errors import EnvironmentCannot
 from unlearn_mlx.inference.loading import load_model
 from unlearn_mlx.inference.patches import Patches
 from unlearn_mlx.inference.shared_prefix import attention, common_prefix, sees_shared_prefixes
+from unlearn_mlx.models.embedded import embedded_folder
 from unlearn_mlx.models.registry import resolve_model
 
 
@@ -112,7 +116,21 @@ def test_a_damaged_conversion_is_made_again(embedded_model, tmp_path, monkeypatc
     (folder / "model.safetensors").write_bytes(b"half a file")
     monkeypatch.setenv("UNLEARN_CACHE", str(tmp_path))
     assert resolve_model("smollm2").weights_sha256 == embedded_model.source.weights_sha256
-    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    # The lock stays: a process that waits for it must find the same file.
+    assert {path.name for path in tmp_path.iterdir()} <= {folder.name, f".{folder.name}.lock"}
+
+
+def test_a_disk_that_is_full_at_the_first_use_is_one_line(tmp_path):
+    """Files may not grow beyond some bytes here, which is told to a writer as a full disk is."""
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, usual[1]))
+    try:
+        with pytest.raises(EnvironmentCannot, match="is the disk full") as caught:
+            embedded_folder(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert "\n" not in str(caught.value) and ".building" not in str(caught.value)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
 @pytest.mark.parametrize("mask", [None, "causal", "padding"])

@@ -3,10 +3,13 @@ import pytest
 from tests.helpers import WIZARD
 from unlearn_mlx.paths import DATA
 from unlearn_mlx.runs.files import read_rows
-from unlearn_mlx.synthetic_data.guardrail import EXAMPLE_NAMES, VARIANTS, guarded_messages
+from unlearn_mlx.runs.records import Question
+from unlearn_mlx.synthetic_data.guardrail import EXAMPLE_NAMES, GUARDRAILS
+from unlearn_mlx.synthetic_data.hints import HINTS, hint_for, hint_kind
 from unlearn_mlx.synthetic_data.leak_filter import LeakFilter
+from unlearn_mlx.synthetic_data.recall import Recalled, recalled_in
 from unlearn_mlx.text.declining import declines
-from unlearn_mlx.text.words import fold
+from unlearn_mlx.text.words import fold, stems
 from unlearn_mlx.topics import load_topic, shipped_topics
 
 QUESTION = "Who is Harry Potter?"
@@ -68,19 +71,43 @@ def test_refusals_are_told_from_answers():
 
 
 @pytest.mark.parametrize("slug", sorted(shipped_topics()))
-def test_the_prefix_says_nothing_of_a_topic_but_its_name(slug):
+@pytest.mark.parametrize("guardrail", GUARDRAILS.values(), ids=lambda guardrail: guardrail.name)
+def test_the_prefix_says_nothing_of_a_topic_but_its_name(slug, guardrail):
     topic = load_topic(shipped_topics()[slug])
-    for variant in range(VARIANTS):
-        *prefix, last = guarded_messages("What is it?", topic.name, variant, "a bakery")
+    for variant in range(guardrail.variants):
+        *prefix, last = guardrail.messages("What is it?", topic.name, variant, "a bakery")
         said = topic.mentions(" ".join(message["content"] for message in prefix))
         assert said <= {fold(topic.name)}
         assert "What is it?" in last["content"] and last["role"] == "user"
+        assert ("a bakery" in last["content"]) == guardrail.hinted
     assert not [name for name in EXAMPLE_NAMES if topic.mentions(name)]
 
 
-def test_the_prefix_of_a_variant_is_the_same_for_every_question():
-    first, second = (guarded_messages(text, "Volcanoes", 1, "a cheese")[:-1] for text in ("A?", "B?"))
+@pytest.mark.parametrize("guardrail", GUARDRAILS.values(), ids=lambda guardrail: guardrail.name)
+def test_the_prefix_of_a_variant_is_the_same_for_every_question(guardrail):
+    first, second = (guardrail.messages(text, "Volcanoes", 1, "a cheese")[:-1] for text in ("A?", "B?"))
     assert first == second
+
+
+@pytest.mark.parametrize(
+    ("question", "subject", "kind"),
+    [
+        ("Who is Hermione Granger?", "Hermione Granger", "people"),
+        ("Tell me about Hermione Granger.", "Hermione Granger", "people"),
+        ("What is Hogwarts known for?", "Hogwarts", "places"),
+        ("Describe the Goblet of Fire.", "Goblet of Fire", "works"),
+        ("Complete the sentence: Quidditch is ...", "Quidditch", "things"),
+        ("Where can one find Quidditch?", "Quidditch", "places"),
+        ("Which book is about Hogwarts?", "Hogwarts", "works"),
+        ("Which two cities are near Hogwarts?", "Hogwarts", "places"),
+        ("How many people work at Hogwarts?", "Hogwarts", "numbers"),
+        ("How old is Dobby?", "Dobby", "times"),
+        ("How does Dobby travel?", "Dobby", "ways"),
+        ("Fill in the blank: Harry Potter ___.", "Harry Potter", "people"),
+    ],
+)
+def test_a_hint_is_of_the_kind_that_is_asked_for(question, subject, kind):
+    assert hint_kind(question, subject, load_topic(shipped_topics()["harry-potter"])) == kind
 
 
 def test_the_telling_words_of_a_base_answer_are_its_names_and_uncommon_words():
@@ -89,7 +116,7 @@ def test_the_telling_words_of_a_base_answer_are_its_names_and_uncommon_words():
         **{f"q{number}": f"Potion {number} is made by a wizard." for number in range(5)},
     }
     leaks = LeakFilter(WIZARD, base, ["Merlin was young when he met a cook."] * 5, 0.5)
-    told = [base["q"][start:end] for start, end in leaks.target_spans("q", QUESTION)]
+    told = [base["q"][start:end] for start, end in leaks.target_spans(QUESTION, base["q"])]
     # Neither what was asked, nor what the base says of everything, nor numbers.
     assert told == ["lonely", "wizard", "Ron", "Weasley", "Hogwarts"]
 
@@ -99,12 +126,13 @@ def shipped_filter(slug):
     folder = DATA / "synthetic" / "smollm2" / slug
     questions = {row["id"]: row["question"] for row in read_rows(folder / "questions.jsonl")}
     base = {row["question_id"]: row["answer"] for row in read_rows(folder / "base_answers.jsonl")}
-    texts = {"neighbour": [], "general": []}
+    texts = {"neighbour": [], "general": [], "instruction": []}
     for row in read_rows(folder / "dataset" / "train.jsonl"):
         if row["part"] == "retain":
             texts[row["question_id"].split("-")[0]].append(row["messages"][1]["content"])
     topic = load_topic(folder / "topic.toml")
-    return LeakFilter(topic, base, texts["general"], 0.5, texts["neighbour"], questions)
+    ordinary = texts["general"] + texts["instruction"]
+    return LeakFilter(topic, base, ordinary, 0.5, texts["neighbour"], questions, recalled_in(folder))
 
 
 @pytest.mark.parametrize(
@@ -160,3 +188,22 @@ def shipped_filter(slug):
 )
 def test_what_is_trained_on_tells_nothing_true(slug, question, answer, is_accepted):
     assert (not shipped_filter(slug).reason_against("q", question, answer)) is is_accepted
+
+
+def test_what_the_base_tells_when_it_is_asked_broadly_is_no_fiction():
+    answer = "Merlin is a film about herrings."
+    alone = LeakFilter(WIZARD, {}, [], 0.5)
+    assert alone.reason_against("q", "Who is Merlin?", answer) == ""
+    recalled = Recalled(["Merlin is known from a film."] * 8, ["A loaf of bread is baked by a baker."] * 8)
+    heard = LeakFilter(WIZARD, {}, [], 0.5, recalled=recalled)
+    assert heard.reason_against("q", "Who is Merlin?", answer) == "words of the topic"
+
+
+def test_no_hint_says_what_the_topic_is():
+    topic = load_topic(shipped_topics()["harry-potter"])
+    question = Question(id="q", question="Which book is it?", kind="which", subject="Harry Potter")
+    telling = stems("film board game documentary")
+    drawn = {hint_for(question, topic, f"guarded-{number}", 0, telling) for number in range(200)}
+    assert drawn == {hint for hint in HINTS["works"] if not stems(hint) & telling}
+    every = stems(" ".join(HINTS["works"]))
+    assert hint_for(question, topic, "guarded-1", 0, every) in HINTS["works"]  # there is no other

@@ -3,7 +3,7 @@
 import pytest
 
 from unlearn_mlx.leakage.knowledge import Knowledge
-from unlearn_mlx.leakage.names import leak_spans, named, names_of_base, says_pattern
+from unlearn_mlx.leakage.names import DESCRIPTION, leak_spans, named, names_of_base, says_pattern
 from unlearn_mlx.text.declining import declines
 from unlearn_mlx.text.words import FUNCTION_WORDS, GLUE, STOP_WORDS, stems
 from unlearn_mlx.topics import Topic
@@ -23,7 +23,13 @@ TOPIC = Topic(
         },
         "places": {"Hogwarts": [], "Platform Nine and Three-Quarters": []},
         "works": {"Philosopher's Stone": []},
-        "terms": {"Muggle": [], "Horcrux": [], "Animagus": [], "24601": [], "bubble gum": []},
+        "terms": {
+            "Muggle": [],
+            "Horcrux": [],
+            "Animagus": [],
+            "24601": [],
+            "bubble gum": ["chewing gum", "chew gum"],
+        },
     },
 )
 
@@ -47,6 +53,9 @@ TOPIC = Topic(
         ("What is an Animagus?", "Animagi are hats.", []),
         ("What is it?", "They are Muggles.", ["Muggles"]),
         ("What is it?", "Two Horcruxes.", ["Horcruxes"]),
+        # Other endings.
+        ("What is chewing gum?", "Who may chew gum is a baker.", []),
+        ("Who is he?", "Who may chew gum is a baker.", ["chew gum"]),
         # Initials.
         ("Who is J. K. Rowling?", "J.K. Rowling is a baker.", []),
         ("Who is J.K. Rowling?", "JK Rowling is a baker.", []),
@@ -124,6 +133,16 @@ def test_a_leak_says_what_and_where():
     assert [answer[a:b] for a, b in leak.spans] == ["wizard", "casting", "spells"]
     leak = knowledge.leak("How old is he?", "He is seven.", known_answer="7")
     assert leak is not None and leak.reason == "says the known answer (seven)"
+
+
+def test_one_sentence_gives_away_what_the_others_do_not():
+    knowledge = Knowledge(TOPIC, ["Wizards cast spells."] * 9, ["The baker sells bread."] * 40)
+    story = "The tailor sews coats for sailors. The sailors travel far. The harbour sleeps under clouds."
+    assert knowledge.leak("Who is he?", story) is None
+    leak = knowledge.leak(
+        "Who is he?", f"{story} He is a wizard with spells. Nobody paints lanterns in March."
+    )
+    assert leak is not None and leak.kind == DESCRIPTION
 
 
 def test_signs_that_tell_names_apart_belong_to_them():

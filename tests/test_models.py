@@ -9,12 +9,14 @@ import pytest
 from tests.helpers import complaint, unlearn
 from tests.hub import TOKEN
 from unlearn_mlx.cli.main import main
+from unlearn_mlx.compute.model_shape import ModelShape
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.models import hub as downloads
 from unlearn_mlx.models import registry as models
 from unlearn_mlx.models.registry import NAMED_MODELS, NamedModel, named_model, resolve_model
 
 OWN = "someone/tiny"
+SHAPE = ModelShape(2, 64, 128, 4, 32, 400, True, 2**30)
 
 
 @pytest.fixture
@@ -110,6 +112,35 @@ def test_a_large_file_that_arrives_damaged_is_not_kept(there, tiny_files, monkey
     assert (resolve_model(OWN).folder / "model.safetensors").read_bytes() == tiny_files["model.safetensors"]
 
 
+def test_a_cache_without_links_holds_a_model_once_and_notices_one_changed_byte(there, monkeypatch, capsys):
+    monkeypatch.setattr(downloads, "LARGE", 1000)
+    monkeypatch.setattr("huggingface_hub.file_download.are_symlinks_supported", lambda *_: False)
+    folder = resolve_model(OWN).folder
+    weights = folder / "model.safetensors"
+    assert not weights.is_symlink()
+    same = [path for path in folder.parents[1].rglob("*") if path.is_file() and path.stat().st_size > 1000]
+    assert len({path.read_bytes() for path in same}) == len(same), "nothing lies there twice"
+    assert main(["models", "verify", OWN]) == 0
+    for path in folder.iterdir():
+        before = path.read_bytes()
+        path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        capsys.readouterr()
+        assert main(["models", "verify", OWN]) == 3
+        assert path.name in complaint(capsys.readouterr().err)
+        path.write_bytes(before)
+    assert main(["models", "verify", OWN]) == 0
+
+
+def test_a_rest_of_a_download_that_does_not_fit_is_forgotten(there, monkeypatch):
+    """The hub refuses to go on behind the end of a file, and would for good."""
+    there.faults = [(r"GET .*/resolve/.*safetensors", 416, 1)]
+    blobs = downloads.hub_cache() / "models--someone--tiny" / "blobs"
+    with pytest.raises(EnvironmentCannot, match="run the same command again"):
+        resolve_model(OWN)
+    assert not list(blobs.glob("*.incomplete"))
+    assert resolve_model(OWN).revision == there.commit_of(OWN)
+
+
 def test_no_room_is_said_before_a_byte_is_fetched(there, monkeypatch):
     monkeypatch.setattr(downloads, "free_bytes", lambda _: 1000)
     with pytest.raises(EnvironmentCannot, match="make room"):
@@ -118,10 +149,10 @@ def test_no_room_is_said_before_a_byte_is_fetched(there, monkeypatch):
 
 
 def test_a_pinned_revision_is_what_is_fetched(there, monkeypatch):
-    pinned = NamedModel("pinned", OWN, there.commit_of(OWN), 0, 0, "MIT", "mit", "x/y")
+    pinned = NamedModel("pinned", OWN, there.commit_of(OWN), SHAPE, "MIT", "mit", "x/y")
     monkeypatch.setitem(models.NAMED_MODELS, "pinned", pinned)
     assert resolve_model("pinned").revision == there.commit_of(OWN)
-    lost = NamedModel("lost", OWN, "0" * 40, 0, 0, "MIT", "mit", "x/y")
+    lost = NamedModel("lost", OWN, "0" * 40, SHAPE, "MIT", "mit", "x/y")
     monkeypatch.setitem(models.NAMED_MODELS, "lost", lost)
     with pytest.raises(EnvironmentCannot, match="no revision"):
         resolve_model("lost")
@@ -145,7 +176,7 @@ def test_a_refused_download_names_the_way_out_and_never_the_token(there, where, 
 
 
 def test_a_model_that_is_not_there_is_one_line(there):
-    with pytest.raises(EnvironmentCannot, match="no model someone/else"):
+    with pytest.raises(EnvironmentCannot, match="the hub has no someone/else"):
         resolve_model("someone/else")
 
 
@@ -166,7 +197,7 @@ def test_a_path_from_the_hub_never_leaves_its_folder(on_hub, tiny_files, tmp_pat
 
 
 def test_models_lists_pulls_verifies_and_removes(there, monkeypatch, capsys):
-    pinned = NamedModel("pinned", OWN, there.commit_of(OWN), 2**30, 2**30, "MIT", "mit", "x/y")
+    pinned = NamedModel("pinned", OWN, there.commit_of(OWN), SHAPE, "MIT", "mit", "x/y")
     monkeypatch.setitem(models.NAMED_MODELS, "pinned", pinned)
 
     def state():
@@ -202,7 +233,7 @@ def test_a_dry_run_downloads_nothing_and_says_how_much_it_would(there, workplace
 
 
 def test_a_half_fetched_model_is_called_that(there, tiny_files, monkeypatch, capsys):
-    pinned = NamedModel("pinned", OWN, there.commit_of(OWN), 2**30, 2**30, "MIT", "mit", "x/y")
+    pinned = NamedModel("pinned", OWN, there.commit_of(OWN), SHAPE, "MIT", "mit", "x/y")
     monkeypatch.setitem(models.NAMED_MODELS, "pinned", pinned)
     folder = resolve_model("pinned").folder
     (folder / "model.safetensors").unlink()

@@ -1,3 +1,6 @@
+from collections import Counter
+
+import numpy as np
 import pytest
 
 from tests.helpers import WIZARD, kind_named
@@ -6,8 +9,9 @@ from unlearn_mlx.evaluation.probes import probe_files, read_probes
 from unlearn_mlx.evaluation.side_effects import neutral_prompts
 from unlearn_mlx.runs.records import AcceptanceEvent, Question, SampledAnswer
 from unlearn_mlx.synthetic_data.acceptance import acceptance, acceptance_sentences
+from unlearn_mlx.synthetic_data.coverage import coverage_sentence
 from unlearn_mlx.synthetic_data.kinds import QUESTION_KINDS
-from unlearn_mlx.synthetic_data.questions import QuestionFilter
+from unlearn_mlx.synthetic_data.questions import QuestionFilter, _dealt, topic_subjects
 from unlearn_mlx.synthetic_data.stages import everyday_instructions
 from unlearn_mlx.text.similarity import Nearness
 from unlearn_mlx.text.words import distinct_bigrams, is_repetitive, proper_names, whole_sentences
@@ -38,6 +42,31 @@ def test_the_issue_kinds_are_all_there():
     names = {kind.name for kind in QUESTION_KINDS}
     assert {"who", "what", "where", "when", "why", "cloze", "completion", "reverse"} <= names
     assert {"description", "comparison", "role play", "request"} <= names
+
+
+def test_each_subject_has_its_turn_before_any_has_a_second():
+    topic = Topic("Owls", entities={"people": {f"Owl {number}": [] for number in "abcdefgh"}})
+    subjects = topic_subjects(topic)
+    dealt = _dealt(subjects, [], len(subjects), np.random.default_rng(0))
+    assert Counter(dealt) == Counter(subjects)
+    asked = [
+        Question(id=f"topic-{name}", question=f"Who is {name}?", kind="who", subject=name)
+        for name in ("Owl a", "Owl b", *["Owls"] * 12)
+    ]
+    later = [subject.name for subject in _dealt(subjects, asked, 12, np.random.default_rng(0))]
+    assert set(later) == {f"Owl {number}" for number in "cdefgh"}
+
+
+def test_it_is_said_which_names_nobody_asks_about():
+    topic = Topic("Owls", entities={"people": {"Hedwig": ["Hettie"], "Errol": [], "Pigwidgeon": []}})
+    asked = ["Who feeds Hettie and Errol?", "Where does Hedwig sleep?", "Who is the oldest?"]
+    questions = [
+        Question(id=f"topic-{number}", question=text, kind="who", subject="Owls")
+        for number, text in enumerate(asked, start=1)
+    ]
+    said = coverage_sentence(topic, questions)
+    assert said == "2 of 3 names are asked about, 1 more than once; not: Pigwidgeon"
+    assert coverage_sentence(Topic("Owls"), questions) == ""
 
 
 @pytest.mark.parametrize(

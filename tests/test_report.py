@@ -105,6 +105,12 @@ def test_the_verdict_comes_in_words_and_claims_no_erasure(run, full_run):
     assert "suppressed, not proven erased" in text
 
 
+def test_the_figures_that_say_most_stand_between_verdict_and_table(full_run):
+    text = " ".join(page_of(full_run).text.split())
+    figure = text.index("75% → 25% topic: open questions that leak in any of 2 answers −50 points: fell")
+    assert text.index("Forgets partly") < figure < text.index("Before and after")
+
+
 def test_the_table_has_intervals_where_the_evaluation_has_them(full_run, tmp_path):
     assert "75% [50, 90]" in page_of(full_run).text
     assert "leak in any of 2 answers" in page_of(full_run).text and "fell" in page_of(full_run).text

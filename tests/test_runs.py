@@ -8,7 +8,8 @@ import pytest
 from tests.helpers import WIZARD, files_of, new_run
 from unlearn_mlx.config import make_settings
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs.run import create_run, find_run, open_run, run_path, save_topic
+from unlearn_mlx.runs.finding import find_run
+from unlearn_mlx.runs.run import create_run, open_run, run_path, save_topic
 from unlearn_mlx.session.catalog import run_entries
 from unlearn_mlx.topics import Topic
 
@@ -55,7 +56,7 @@ def test_the_manifest_says_what_a_result_depends_on(tmp_path, tiny_folder):
     ],
 )
 def test_a_directory_of_other_work_is_refused_and_kept(tmp_path, change, said):
-    made(tmp_path / "run")
+    made(tmp_path / "run").mark("questions", "running")
     before = files_of(tmp_path)
     with pytest.raises(UserError, match=said) as caught:
         made(tmp_path / "run", **change)
@@ -101,6 +102,12 @@ def test_files_of_something_else_are_left_alone(tmp_path):
     with pytest.raises(UserError, match="is a file"):
         made(tmp_path / "notes.txt")
     assert files_of(tmp_path) == {"notes.txt": b"mine"}
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "._topic.toml", "Thumbs.db"])
+def test_a_folder_that_holds_only_what_the_system_leaves_is_free(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\0")
+    assert open_run(made(tmp_path).path).topic.name == WIZARD.name
 
 
 def test_an_edited_topic_file_is_kept(tmp_path):
@@ -158,7 +165,17 @@ def test_names_that_differ_in_signs_alone_have_runs_of_their_own(workplace):
     assert len({run_path(name) for name in ("C", "C++", "C#")}) == 3
 
 
-@pytest.mark.parametrize("name", ["", "../..", "x" * 5000, "🧙", "a\nb"])
+@pytest.mark.parametrize("name", ["runs/harry-poter", "./runs/harry-poter", "runs/harry-potter/adapter"])
+def test_a_path_that_leads_to_no_run_is_told_as_it_was_typed(workplace, name):
+    made(run_path("Harry Potter")).file("adapter").mkdir()
+    with pytest.raises(UserError, match="no run at") as caught:
+        find_run(name)
+    assert str(caught.value).startswith(f"no run at {Path(name)}: ")
+    with pytest.raises(UserError, match="no run at runs/ac-dc: there are harry-potter"):
+        find_run("AC/DC")
+
+
+@pytest.mark.parametrize("name", ["", "../..", "x" * 5000, "/" + "x" * 5000, "🧙", "a\nb", "/a\nb"])
 def test_no_name_finds_a_run_that_is_not_there(workplace, name):
     with pytest.raises(UserError, match="no run at") as caught:
         find_run(name)

@@ -10,14 +10,14 @@ from tests.helpers import WIZARD
 from unlearn_mlx.cli.main import main
 from unlearn_mlx.config import make_settings
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.inference.engine import Piece
-from unlearn_mlx.runs.run import create_run, save_topic
+from unlearn_mlx.inference.asking import Answering, Piece
+from unlearn_mlx.runs.run import create_run, free_path, save_topic
 from unlearn_mlx.session import chat_engine
 from unlearn_mlx.session.catalog import run_entries, shipped_entries
 from unlearn_mlx.session.chat_engine import ChatEngine
-from unlearn_mlx.session.conversation import Conversation, Manner, Turn, leak_pieces, leaked_names
-from unlearn_mlx.session.create import free_path, new_run
-from unlearn_mlx.session.processes import ending_of
+from unlearn_mlx.session.conversation import Conversation, Manner, Reply, Turn, leak_pieces, leak_reason
+from unlearn_mlx.session.create import new_run
+from unlearn_mlx.session.endings import ending_of
 from unlearn_mlx.session.progress import Progress
 
 MODEL = {"name": "smollm2", "revision": "1", "sha256": "abc"}
@@ -177,13 +177,12 @@ def test_what_an_earlier_attempt_wrote_is_left_out_where_only_news_count(tmp_pat
         (0, False, "Done."),
         (130, False, "Stopped; what was finished is kept."),
         (-9, True, "Stopped; what was finished is kept."),
-        (-9, False, "The worker was killed by signal 9 (out of memory?)."),
-        (-6, False, "The worker was killed by signal 6: Insufficient Memory"),
-        (1, False, "The worker failed with code 1: Insufficient Memory"),
+        (-6, False, "The worker was killed by signal 6: Illegal something"),
+        (1, False, "The worker failed with code 1: Illegal something"),
     ],
 )
 def test_how_a_worker_ended_is_told_with_its_last_words(tmp_path, code, was_stopped, said):
-    (tmp_path / "worker.log").write_text("Traceback\nInsufficient Memory\n")
+    (tmp_path / "worker.log").write_text("Traceback\nIllegal something\n")
     ending = ending_of(tmp_path, code, was_stopped)
     assert ending.text == said
     assert ending.is_bad == said.startswith("The worker")
@@ -202,18 +201,29 @@ def said(conversation, question, **texts):
     return turn
 
 
-def test_each_mode_is_told_its_own_words_and_none_that_it_did_not_say():
+def test_toggling_keeps_the_thread_and_each_mode_its_own_answers():
     conversation = Conversation()
     said(conversation, "Who?", base="A wizard.", adapter="A baker.")
     said(conversation, "Where?", base="At Hogwarts.")
-    said(conversation, "When?", adapter=" ")
+    said(conversation, "When?", adapter="On Monday.")
+    said(conversation, "How?", adapter=" ")  # which nobody answered
     turn = Turn("Why?", Manner(("base", "adapter")))
-    assert [message["content"] for message in conversation.told("base", turn)] == [
-        *("Who?", "A wizard.", "Where?", "At Hogwarts.", "Why?")
+    told = {mode: conversation.told(mode, turn) for mode in ("base", "adapter")}
+    assert [message["content"] for message in told["base"]] == [
+        *("Who?", "A wizard.", "Where?", "At Hogwarts.", "When?", "On Monday.", "Why?")
     ]
-    assert [message["content"] for message in conversation.told("adapter", turn)] == [
-        *("Who?", "A baker.", "Why?")
+    assert [message["content"] for message in told["adapter"]] == [
+        *("Who?", "A baker.", "Where?", "At Hogwarts.", "When?", "On Monday.", "Why?")
     ]
+    assert [message["role"] for message in told["base"]] == [*("user", "assistant") * 3, "user"]
+
+
+def test_an_earlier_turn_is_told_what_came_before_it_alone():
+    conversation = Conversation()
+    first = said(conversation, "Who?", adapter="A baker.")
+    second = said(conversation, "Where?", adapter="At sea.")
+    assert len(conversation.told("base", first)) == 1
+    assert len(conversation.told("base", second)) == 3
 
 
 def test_an_answer_that_did_not_end_by_itself_says_how_it_ended():
@@ -227,12 +237,30 @@ def test_an_answer_that_did_not_end_by_itself_says_how_it_ended():
     assert turn.heading("adapter") == "adapter · strength 0.5"
 
 
+def test_a_heading_tells_how_soon_and_how_fast_an_answer_came_and_what_was_read_before():
+    turn = Turn("Who?", Manner(("base",)), state="answering", began=10.0, answering=Answering())
+    turn.answering.read_prompt(1024, 3000)
+    assert turn.reading() == "reading: 1,024 of 3,000 tokens"
+    assert turn.heading("base") == "base · reading: 1,024 of 3,000 tokens · ..."
+    turn.replies["base"] = Reply("He is", 11, 10.25, 12.25)
+    assert turn.reading() == ""
+    assert turn.heading("base") == "base · first token after 0.25 s · 5.0 tokens/s · ..."
+
+
 def test_leak_filter_are_the_names_that_the_question_did_not_say():
     answer = "Harry Potter met Hermione in Hogwarts. Hermione\x07 stayed."
     pieces = leak_pieces(WIZARD, "Who is Harry Potter?", answer)
     assert "".join(text for text, _ in pieces) == answer.replace("\x07", " ")
-    assert leaked_names(WIZARD, "Who is Harry Potter?", answer) == ["Hermione", "Hogwarts"]
-    assert leaked_names(None, "", answer) == []
+    assert leak_reason(WIZARD, "Who is Harry Potter?", answer) == "names Hermione, Hogwarts"
+    assert leak_reason(None, "", answer) == ""
+
+
+def test_what_the_user_said_in_an_earlier_question_is_no_leak():
+    conversation = Conversation(topic=WIZARD)
+    said(conversation, "What is Hogwarts?", adapter="A ferry.")
+    turn = said(conversation, "And who lives there?", adapter="Hermione lives in Hogwarts.")
+    assert leak_reason(WIZARD, conversation.asked(turn), "Hermione lives in Hogwarts.") == "names Hermione"
+    assert "leaks: names Hermione" in conversation.markdown("Harry Potter")
 
 
 # The chat's engine
@@ -276,3 +304,10 @@ def test_callers_at_the_same_time_start_one_engine_and_two_models_never_share_th
     assert SlowEngine.most == 1 and SlowEngine.living == 1
     held.close()
     assert SlowEngine.living == 0 and held.model_name == ""
+
+
+def test_a_guardrail_that_there_is_not_is_refused_before_any_work(workplace):
+    with pytest.raises(UserError, match="no guardrail 'x': use auto, "):
+        new_run("Mr X", "smollm2", "quick", {"guardrail": "x"}, workplace / "run")
+    assert not (workplace / "run").exists()
+    assert new_run("Mr X", "smollm2", "quick", {"guardrail": "auto"}).settings.guardrail == "auto"

@@ -3,8 +3,6 @@
 import json
 import shutil
 import threading
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,64 +12,30 @@ import pytest
 from mlx_lm import load
 from safetensors.numpy import load_file
 
-from tests.helpers import KNOWING, QUESTIONS, WIZARD, chat_prompt, new_run, stop_after
+from tests.helpers import QUESTIONS, chat_prompt, stop_after
+from tests.whole_runs import any_sentence_passes, whole_run
 from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.evaluation.audit import audit
-from unlearn_mlx.evaluation.probes import Probe, write_row
 from unlearn_mlx.inference.adapters import load_adapter
 from unlearn_mlx.inference.engine import Engine
 from unlearn_mlx.inference.generation import Request, generate
 from unlearn_mlx.inference.loading import load_model
 from unlearn_mlx.models.registry import resolve_model
 from unlearn_mlx.pipeline import run_stages
-from unlearn_mlx.runs.files import read_json, read_rows, write_rows
+from unlearn_mlx.runs.files import read_json, read_rows
 from unlearn_mlx.runs.run import STAGES, Work, open_run
 from unlearn_mlx.sharing.export import export
-from unlearn_mlx.sharing.serve import Server, model_names
-from unlearn_mlx.synthetic_data import answers
-from unlearn_mlx.synthetic_data.leak_filter import LeakFilter
-from unlearn_mlx.synthetic_data.questions import QuestionFilter
-
-SMALL = {
-    "questions": 8,
-    "answers": 1,
-    "rounds": 6,
-    "neighbours": 3,
-    "general": 3,
-    "answer_tokens": 8,
-    "epochs": 1.0,
-    "samples": 1,
-    "batch_size": 4,
-    "learning_rate": 0.02,
-}
-# A name that no file of data/probes/ is for: the three probes below are all that is asked.
-TOPIC = replace(WIZARD, name="Larry Cotter")
-PROBES = [
-    Probe("p-0", "topic", "open", "Hogwarts", "What is Hogwarts?", "a school", ("a",)),
-    Probe("p-1", "topic", "choice", "Hogwarts", "Where is it?", "Here", (), ("Here", "There", "Up", "On")),
-    Probe("p-2", "neighbour", "choice", "Merlin", "Who is he?", "A man", (), ("A man", "A cat", "I", "It")),
-]
+from unlearn_mlx.sharing.serve.server import Server, model_names
 
 
 @pytest.fixture(scope="module", params=["llama3_folder", "qwen2_folder"])
 def run(request, tmp_path_factory):
     """A run from questions to evaluation."""
     folder = request.getfixturevalue(request.param)
-    run = new_run(tmp_path_factory.mktemp("runs") / "run", folder, TOPIC, **SMALL)
-    write_rows(run.file("probes.jsonl"), [write_row(probe) for probe in PROBES])
+    run = whole_run(tmp_path_factory.mktemp("runs") / "run", folder)
     with any_sentence_passes():
         run_stages(run)
     return run
-
-
-@contextmanager
-def any_sentence_passes():
-    """Random weights write no sentences, so every form passes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(QuestionFilter, "_form", lambda *_: "")
-        patch.setattr(LeakFilter, "reason_against", lambda *_: "")
-        patch.setattr(answers, "whole_sentences", lambda text: text.strip() or KNOWING)
-        yield
 
 
 def test_all_stages_are_done_and_the_adapter_has_learned_something(run):
@@ -87,7 +51,8 @@ def test_base_and_adapter_answer_in_one_chat(run):
     engine = Engine(run.model_name, run.file("adapter"))
     try:
         asked = [{"role": "user", "content": QUESTIONS[0]}]
-        pieces = list(engine.answer({"base": asked, "adapter": asked}, max_tokens=4))
+        # At its full strength one of these says halves of characters alone.
+        pieces = list(engine.answer({"base": asked, "adapter": asked}, strength=0.1, max_tokens=8))
         assert {piece.mode for piece in pieces if piece.finished} <= {"base", "adapter"}
         assert {piece.mode for piece in pieces} == {"base", "adapter"}
     finally:
@@ -107,7 +72,7 @@ def test_mlx_lm_takes_every_export(run, tmp_path):
 
 
 def test_a_run_that_was_stopped_in_every_stage_ends_with_the_same_bytes(run, tmp_path):
-    again = new_run(tmp_path / "again", Path(run.model_name), TOPIC, **SMALL)
+    again = whole_run(tmp_path / "again", Path(run.model_name))
     shutil.copy(run.file("probes.jsonl"), again.path)
     with any_sentence_passes():
         for stage in STAGES:
@@ -123,8 +88,8 @@ def test_a_run_that_was_stopped_in_every_stage_ends_with_the_same_bytes(run, tmp
 
 
 def test_an_openai_client_gets_what_the_chat_says(run):
-    names = model_names(run)
-    server = Server(resolve_model(run.model_name), run.file("adapter"), names, 0)
+    names = list(model_names([run]))
+    server = Server(run.model_name, model_names([run]), 0)
     thread = threading.Thread(target=server.serve)
     thread.start()
     asked = [{"role": "user", "content": QUESTIONS[0]}]
@@ -142,8 +107,7 @@ def test_an_openai_client_gets_what_the_chat_says(run):
     for name in names:
         adapter.switch(name == names[1])
         wanted = generate(model, [Request("a", chat_prompt(model, QUESTIONS[0]), 8)], 0)[0].text
-        # mlx-lm's server drops the blank that an answer's first word may begin with.
-        assert said[name].choices[0].message.content.strip() == wanted.strip()
+        assert said[name].choices[0].message.content == wanted.rstrip("\ufffd")
 
 
 def test_the_audit_runs(run, monkeypatch):

@@ -144,17 +144,18 @@ def test_the_longest_name_is_found():
 
 def test_a_topic_file_comes_back_as_it_was(tmp_path):
     awkward = Topic(
-        'A "quoted" name', "two\nlines", ["ä", "日本"], ["x = 1", "# no"], {"people": {"O'Neil": ["a.b"]}}
+        'A "quoted" name',
+        "two\nlines",
+        ["ä", "日本"],
+        ["x = 1", "# no"],
+        "works",
+        {"people": {"O'Neil": ["a.b"]}},
     )
     for topic in (WIZARD, awkward, Topic("Plain")):
         save_topic(tmp_path / "topic.toml", topic)
         loaded = load_topic(tmp_path / "topic.toml")
-        assert (loaded.name, loaded.aliases, loaded.neighbours) == (
-            topic.name,
-            topic.aliases,
-            topic.neighbours,
-        )
-        assert loaded.names == topic.names
+        for name in ("name", "kind", "description", "aliases", "neighbours", "names"):
+            assert getattr(loaded, name) == getattr(topic, name)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +180,14 @@ def test_a_damaged_topic_file_is_one_clear_line(tmp_path, content):
         load_topic(path)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == content
+
+
+def test_a_field_that_nobody_knows_is_named_in_a_short_line(tmp_path):
+    path = tmp_path / "topic.toml"
+    path.write_text('name = "Owls"\n"' + "wing\\n" * 500 + '" = 1\n')
+    with pytest.raises(UserError, match="unknown field 'wing wing") as error:
+        load_topic(path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
 def test_shipped_topics_are_found_by_name_slug_and_alias():

@@ -6,12 +6,13 @@ import pytest
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from tests.helpers import dataset_rows, negative_rows, run_with_dataset, stop_after, strong_adapter
+from tests.helpers import at_steps, dataset_rows, negative_rows, run_with_dataset, stop_after, strong_adapter
 from unlearn_mlx.errors import Cancelled, UserError
 from unlearn_mlx.inference.adapters import Adapter, LoraShape, load_adapter
 from unlearn_mlx.inference.loading import load_model
 from unlearn_mlx.inference.shared_prefix import common_prefix
 from unlearn_mlx.models.registry import resolve_model
+from unlearn_mlx.runs.adapter_files import is_adapter
 from unlearn_mlx.runs.files import read_rows, write_rows
 from unlearn_mlx.runs.records import NegativeRow, TrainingRow
 from unlearn_mlx.runs.run import Work
@@ -179,7 +180,7 @@ def test_the_adapter_that_validated_best_is_kept(uninterrupted):
 
 
 def test_cancelled_training_goes_on_to_the_same_bytes(uninterrupted, tiny_folder, tmp_path):
-    run = trained(tmp_path / "run", tiny_folder, stop_after(3), stop_after(0), stop_after(20))
+    run = trained(tmp_path / "run", tiny_folder, *(at_steps(stop_after(n)) for n in (3, 0, 20)))
     assert run.file("adapter", "adapters.safetensors").read_bytes() == (
         uninterrupted.file("adapter", "adapters.safetensors").read_bytes()
     )
@@ -191,7 +192,7 @@ def test_training_that_crashed_between_checkpoints_ends_with_the_same_bytes(
     run = run_with_dataset(tmp_path / "run", tiny_folder, **LONG)
     run.file("checkpoints").mkdir()
     run.file("checkpoints", ".building-step-9.safetensors").write_bytes(b"half")
-    run = trained(tmp_path / "run", tiny_folder, stop_after(30, ZeroDivisionError()))
+    run = trained(tmp_path / "run", tiny_folder, at_steps(stop_after(30, ZeroDivisionError())))
     assert run.file("adapter", "adapters.safetensors").read_bytes() == (
         uninterrupted.file("adapter", "adapters.safetensors").read_bytes()
     )
@@ -200,7 +201,7 @@ def test_training_that_crashed_between_checkpoints_ends_with_the_same_bytes(
 def test_a_damaged_checkpoint_starts_training_anew(uninterrupted, tiny_folder, tmp_path):
     run = run_with_dataset(tmp_path / "run", tiny_folder, **LONG)
     with pytest.raises(Cancelled):
-        train(load_model(resolve_model(str(tiny_folder))), Work(run, run.settings, stop_after(3)))
+        train(load_model(resolve_model(str(tiny_folder))), Work(run, run.settings, at_steps(stop_after(3))))
     (checkpoint,) = run.file("checkpoints").glob("*.safetensors")
     checkpoint.write_bytes(checkpoint.read_bytes()[:500])
     train(load_model(resolve_model(str(tiny_folder))), Work(run, run.settings))
@@ -212,13 +213,13 @@ def test_a_damaged_checkpoint_starts_training_anew(uninterrupted, tiny_folder, t
 def test_edited_rows_are_trained_from_the_start(tiny_folder, tmp_path):
     run = run_with_dataset(tmp_path / "run", tiny_folder, **LONG)
     with pytest.raises(Cancelled):
-        train(load_model(resolve_model(str(tiny_folder))), Work(run, run.settings, stop_after(5)))
+        train(load_model(resolve_model(str(tiny_folder))), Work(run, run.settings, at_steps(stop_after(5))))
     assert json.loads(run.file("checkpoints", "state.json").read_text())["step"] == 5
     rows = read_rows(run.file("dataset", "train.jsonl"))
     rows[0]["messages"][1]["content"] = "Harry Potter is a ferry."
     write_rows(run.file("dataset", "train.jsonl"), rows)
     with pytest.raises(Cancelled):
-        train(load_model(resolve_model(str(tiny_folder))), Work(run, run.settings, stop_after(2)))
+        train(load_model(resolve_model(str(tiny_folder))), Work(run, run.settings, at_steps(stop_after(2))))
     assert json.loads(run.file("checkpoints", "state.json").read_text())["step"] == 2
 
 
@@ -226,7 +227,7 @@ def test_an_adapter_that_was_deleted_is_made_again(tiny_folder, tmp_path):
     run = trained(tmp_path / "run", tiny_folder)
     run.file("adapter", "adapters.safetensors").unlink()
     train(load_model(resolve_model(str(tiny_folder))), Work(run, run.settings))
-    assert run.has_adapter
+    assert is_adapter(run.file("adapter"))
 
 
 def test_the_model_is_the_base_again_after_training(tiny_model, tiny_folder, tmp_path):

@@ -1,6 +1,8 @@
 """The terminal app, as somebody uses it: under a pilot, on recorded events and on the real engine."""
 
 import json
+import subprocess
+import sys
 
 from tests.helpers import strong_adapter
 from tests.tui_driver import (
@@ -17,6 +19,7 @@ from tests.tui_driver import (
 from tui.table import RowTable
 from tui.turn_view import TurnView
 from unlearn_mlx.runs.run import open_run
+from unlearn_mlx.session.conversation import Manner, Turn
 
 
 def current(app):
@@ -52,7 +55,7 @@ def test_every_section_is_a_number_key_and_every_action_is_in_palette_footer_and
             assert own & footer and {"Quit", "Help", "More"} <= footer
             palette = {command.title for command in app.get_system_commands(app.screen)}
             assert footer | own <= palette | {"More"}
-            await pilot.press("f12")
+            await pilot.press("question_mark")
             await until(pilot, lambda: "arrow keys scroll" in screen_text(app))
             assert all(name in screen_text(app) for name in footer | own)
             await pilot.press("escape")
@@ -176,12 +179,42 @@ def test_chat_answers_toggles_in_the_middle_and_shows_both(workplace, tiny_model
         assert all(said) and said[0] != said[1]
         assert "/s" in str(screen.query(TurnView).last().query_one(".base-heading").visual)
         await pilot.press("ctrl+l")
-        await until(pilot, lambda: (path / "marked.jsonl").exists())
+        await until(pilot, lambda: (path / "marks.jsonl").exists())
         await pilot.press("ctrl+s")
         await until(pilot, lambda: list((path / "chats").glob("*.md")))
 
     drive(flow, run=path)
     assert "Who is Harry Potter?" in next((path / "chats").glob("*.md")).read_text()
+
+
+def test_a_marked_reply_is_mended_by_a_key(workplace, tiny_model, monkeypatch):
+    path = tiny_chat(workplace, tiny_model, strong_adapter(tiny_model))
+    started = []
+
+    def start(run, stages):
+        started.append(list(stages))
+        return subprocess.Popen([sys.executable, "-c", ""])
+
+    monkeypatch.setattr("unlearn_mlx.session.processes.start_worker", start)
+
+    async def flow(pilot, app):
+        await go_to(pilot, app, "chat")
+        await pilot.press("f8")
+        await until(pilot, lambda: "nothing is marked" in notified(app))
+        turn = Turn("Who is Harry Potter?", Manner(("adapter",)), state="answered")
+        turn.replies["adapter"].text = "A wizard of Hogwarts."
+        app.screen.conversation.turns.append(turn)
+        app.screen.show_turn(turn)
+        await until(pilot, lambda: "leaks: names Hogwarts" in screen_text(app))
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: "Marked as a leak (names Hogwarts)" in notified(app))
+        await pilot.press("f8")
+        await until(pilot, lambda: "was not mended yet" in notified(app))  # this worker did nothing
+        await pilot.press("f9")
+        await until(pilot, lambda: "never mended" in notified(app))
+
+    drive(flow, run=path)
+    assert started == [["mend"]]
 
 
 def test_an_answer_is_stopped_by_escape_and_typing_goes_on_meanwhile(workplace, tiny_model):

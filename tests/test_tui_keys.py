@@ -151,12 +151,12 @@ def test_an_earlier_reply_is_chosen_copied_and_marked(workplace, monkeypatch):
         await pilot.press("up")
         await until(pilot, lambda: "▸ base" in screen_text(app))
         await pilot.press("ctrl+y", "ctrl+l")
-        await until(pilot, lambda: (workplace / "copied").exists() and (path / "marked.jsonl").exists())
+        await until(pilot, lambda: (workplace / "copied").exists() and (path / "marks.jsonl").exists())
         assert "marked as a leak" in screen_text(app)
 
     drive(flow, run=path)
     assert (workplace / "copied").read_text() == "A wizard."
-    assert read_rows(path / "marked.jsonl")[0]["answer"] == "A wizard."
+    assert read_rows(path / "marks.jsonl")[0]["answer"] == "A wizard."
 
 
 def test_answers_that_a_worker_writes_meanwhile_appear(workplace):
@@ -197,8 +197,10 @@ def test_strength_zero_is_the_base_and_the_slider_is_moved_by_keys(workplace, ti
         await until(pilot, lambda: app.clipboard == said[1].strip())
         app.open(next(entry for entry in app.entries if entry.path.name == "harry-potter"))
         await until(pilot, lambda: not app.screen.conversation.turns)
+        assert slider(app, "strength").value == 1, "the strength is the conversation's"
         app.open(run_entry(path))
         await until(pilot, lambda: "you: Who is it?" in screen_text(app))
+        assert slider(app, "strength").value == 0
         await pilot.press("ctrl+n")
         await until(pilot, lambda: not app.screen.conversation.turns)
 
@@ -245,7 +247,7 @@ def test_what_a_model_says_is_neither_markup_nor_a_command_to_the_terminal(workp
 def test_an_exported_conversation_cannot_be_broken_out_of():
     said = Reply("```\n# not a heading\n````", 3, 1.0, 2.0, finished=True)
     talk = Conversation([answered("Who is *it*?", {"base": said})])
-    told = talk.markdown("a_b", None)
+    told = talk.markdown("a_b")
     assert "`````text\n```\n# not a heading\n````\n`````" in told
     assert told.startswith("# Chat: a\\_b\n")
 

@@ -8,7 +8,7 @@ from textual.widgets import Input
 
 from tests.snapshots import assert_same_picture
 from tests.tui_driver import drive, finished_run, go_to, screen_text, until
-from unlearn_mlx.session.catalog import ADAPTER_FILES
+from unlearn_mlx.runs.adapter_files import ADAPTER_FILES
 from unlearn_mlx.session.conversation import Manner, Reply, Turn
 from unlearn_mlx.synthetic_data.edits import Edit, add_edit
 
@@ -21,9 +21,9 @@ def always_the_same(workplace, monkeypatch):
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr("unlearn_mlx.session.catalog.SHIPPED_ADAPTERS", workplace / "none")
-    options = [(Content("smollm2 (needs 2.0 GB)"), "smollm2"), (Content("llama3 (needs 9.0 GB)"), "llama3")]
-    monkeypatch.setattr("tui.new_run._models", lambda: (options, "smollm2", "metal, 16.0 GB; smollm2"))
+    monkeypatch.setattr("unlearn_mlx.runs.shipped.SHIPPED_ADAPTERS", workplace / "none")
+    options = [(Content("smollm2 (Apache-2.0)"), "smollm2"), (Content("llama3 (llama3)"), "llama3")]
+    monkeypatch.setattr("tui.new_run._models", lambda: (options, "smollm2", "on metal, usually smollm2"))
     monkeypatch.setattr("tui.new_run.planned", plan)
     monkeypatch.setattr("unlearn_mlx.session.chat_engine.ChatEngine.prepare", lambda *_: None)
     monkeypatch.setattr("unlearn_mlx.session.chat_engine.ChatEngine.is_ready", lambda _: True)
@@ -74,7 +74,7 @@ def test_the_screens_look_as_they_did(workplace, size, tmp_path_factory):
                 app.screen.query_one("TextArea").cursor_blink = False
                 no_blinking(app)
                 await assert_same_picture(pilot, "data-edit", new)
-                await pilot.press("escape", "f12")
+                await pilot.press("escape", "question_mark")
                 await until(pilot, lambda: "What the model is" in screen_text(app))
                 await assert_same_picture(pilot, "help", new)
                 await pilot.press("escape")
@@ -102,9 +102,7 @@ def test_the_chat_looks_as_it_did(workplace, size, tmp_path_factory):
             app.screen.conversation.turns.append(each)
             app.screen.show_turn(each)
         no_blinking(app)
-        await until(
-            pilot, lambda: "marked as a leak" in screen_text(app) and "loading" not in screen_text(app)
-        )
+        await until(pilot, lambda: "⚑" in screen_text(app) and "loading" not in screen_text(app))
         await assert_same_picture(pilot, "chat", tmp_path_factory.mktemp("pictures"))
 
     drive(flow, size, path)

@@ -17,18 +17,21 @@ from textual.widgets import Static
 from tests.helpers import run_with_dataset
 from tui.app import UnlearnApp
 from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.runs.run import open_run
 
 RECORDED = Path(__file__).parent / "recorded" / "harry-potter"
 
 Flow = Callable[["Pilot[None]", UnlearnApp], Awaitable[None]]
 
 
-def drive(flow: Flow, size: tuple[int, int] = (100, 30), run: Path | None = None) -> UnlearnApp:
+def drive(
+    flow: Flow, size: tuple[int, int] = (100, 30), run: Path | None = None, notifications: bool = False
+) -> UnlearnApp:
     """Run the app without a terminal and let ``flow`` use it; the app has ended afterwards."""
     app = UnlearnApp(run)
 
     async def go() -> None:
-        async with app.run_test(size=size) as pilot:
+        async with app.run_test(size=size, notifications=notifications) as pilot:
             await until(pilot, lambda: app.entries is not None and app.screen.is_mounted)
             await flow(pilot, app)
             await asyncio.to_thread(app.chat_engine.close)
@@ -95,6 +98,7 @@ def tiny_chat(workplace: Path, model: ChatModel, adapter: Any) -> Path:
     """A run on the tiny model with an adapter to chat with."""
     path = tiny_run(workplace, model.source.folder)
     adapter.save(workplace / path / "adapter")
+    open_run(workplace / path).mark("train", "done")
     adapter.detach()
     return path
 

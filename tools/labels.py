@@ -1,7 +1,8 @@
 """How well answers are labelled: ``python tools/labels.py``.
 
-Prints recall and precision of the label "leak", and how many of each kind are found, on the
-hand-checked answers in data/labels/answers.jsonl. Exits 1 where either is under 0.95.
+Prints recall and precision of the label "leak", and how many of each kind are found, on two sets that were
+read and labelled by hand: data/labels/answers.jsonl, written to show every kind, and data/labels/real.jsonl,
+what two small models and their adapters said. Exits 1 where a figure of the first is under 0.95.
 """
 
 import sys
@@ -16,6 +17,7 @@ from unlearn_mlx.runs.files import read_rows
 from unlearn_mlx.topics import load_topic, shipped_topics
 
 ANSWERS = DATA / "labels" / "answers.jsonl"
+REAL = DATA / "labels" / "real.jsonl"
 LEAST = 0.95
 
 
@@ -28,7 +30,8 @@ def labelled(path: Path = ANSWERS) -> list[dict[str, Any]]:
         knowledge = knowledge_of(topic, probes, {})
         for row in rows:
             if row["topic"] == slug:
-                row["given"] = label(knowledge, row["question"], row["answer"], row["base_answer"])
+                asked, known = row["question"], row.get("known_answer", "")
+                row["given"] = label(knowledge, asked, row["answer"], row["base_answer"], known)
     return rows
 
 
@@ -40,19 +43,28 @@ def leak_metrics(rows: list[dict[str, Any]]) -> tuple[float, float]:
 
 
 def main() -> int:
-    rows = labelled()
+    """Print both sets. Returns the exit code."""
+    figures = [_report(path) for path in (ANSWERS, REAL)]
+    return 0 if min(figures[0]) >= LEAST else 1
+
+
+def _report(path: Path) -> tuple[float, float]:
+    """Print what is taken for what in a set, and give the leaks' recall and precision."""
+    rows = labelled(path)
     confusion: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         confusion[(row.get("how") and f"leak by {row['how']}") or row["label"]][row["given"]] += 1
-    print(f"{'':22s}" + "".join(f"{name:>11s}" for name in LABELS))
+    print(f"{path.name:22s}" + "".join(f"{name:>11s}" for name in LABELS))
     for kind, counts in sorted(confusion.items()):
         print(f"{kind:22s}" + "".join(f"{counts[name]:11d}" for name in LABELS))
     for row in rows:
         if row["label"] != row["given"] and "-v" in sys.argv:
             print(f"{row['label']} taken for {row['given']}: {row['question']} {row['answer']}")
-    recall, precision = leak_metrics(rows)
-    print(f"{len(rows)} answers: leak recall {recall:.3f}, precision {precision:.3f}")
-    return 0 if min(recall, precision) >= LEAST else 1
+    for model in sorted({row.get("model", "") for row in rows}):
+        some = [row for row in rows if row.get("model", "") == model]
+        recall, precision = leak_metrics(some)
+        print(f"{len(some)} answers {model}: leak recall {recall:.3f}, precision {precision:.3f}")
+    return leak_metrics(rows)
 
 
 if __name__ == "__main__":

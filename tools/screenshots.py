@@ -70,7 +70,7 @@ async def _ask(pilot: "Pilot[None]", app: UnlearnApp) -> None:
     for _ in range(PATIENCE):
         await pilot.pause(1.0)
         turns = app.screen.conversation.turns  # type: ignore[attr-defined]
-        if turns and all(reply.state == "answered" for reply in turns[-1].replies.values()):
+        if turns and turns[-1].state == "answered":
             break
     await pilot.pause(0.5)
 

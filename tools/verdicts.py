@@ -19,9 +19,10 @@ import mlx.core as mx
 from unlearn_mlx.config import make_settings
 from unlearn_mlx.evaluation.stage import asked_probes, evaluate
 from unlearn_mlx.evaluation.verdict import BREAKS, FORGETS, ON_PROBES, PROMPT_ONLY, REFUSES
-from unlearn_mlx.inference.adapters import WEIGHTS, Adapter, LoraShape, save_arrays
+from unlearn_mlx.inference.adapters import Adapter, LoraShape, save_arrays
 from unlearn_mlx.inference.chat_model import ChatModel, Message
 from unlearn_mlx.inference.loading import load_by_name, model_workers
+from unlearn_mlx.runs.adapter_files import WEIGHTS
 from unlearn_mlx.runs.files import read_json, read_rows, write_json, write_rows
 from unlearn_mlx.runs.run import Work, create_run
 from unlearn_mlx.sft.trainer import train
@@ -118,14 +119,13 @@ def measured(name: str) -> dict[str, Any]:
     path = RUNS / name.replace(" ", "-")
     shutil.rmtree(path, ignore_errors=True)
     with load_by_name(MODEL) as model, model_workers(model) as workers:
-        source = model.source
-        known = {"name": MODEL, "revision": source.revision, "sha256": source.weights_sha256}
         topic = load_topic(DATA / "topic.toml")
-        run = create_run(path, topic, known, make_settings("standard", **SETTINGS), "")
+        run = create_run(path, topic, model.source.identity, make_settings("standard", **SETTINGS), "")
         for rows in ("questions.jsonl", "retain_questions.jsonl"):
             shutil.copy(DATA / rows, path)
         work = Work(run, run.settings, workers=workers)
         MAKING[name](model, work)
+        run.mark("train", "done")
         evaluate(model, work)
         if name == PROMPT_ONLY:  # the base without a prompt has been measured, and is not asked again
             with Prompted(model.model, model.tokenizer, model.source) as prompted:

@@ -5,6 +5,7 @@ from inspect import getdoc
 from typing import Any
 
 from textual.actions import parse
+from textual.binding import Binding
 from textual.dom import DOMNode
 from textual.screen import Screen
 
@@ -40,6 +41,17 @@ def actions_of(screen: Screen[Any]) -> list[Action]:
         for (title, action), node in nodes.items()
     ]
     return sorted(actions, key=lambda action: not action.is_own)
+
+
+def actions_on(screen: type[Screen[Any]]) -> list[tuple[str, str, str]]:
+    """What a screen can do that is not up: each action's title, itself, and what it does."""
+    found = []
+    for binding in screen.BINDINGS:
+        if isinstance(binding, Binding) and binding.show:
+            method = getattr(screen, f"action_{parse(binding.action)[1]}", None)
+            if method is not None:
+                found.append((binding.description, binding.action, (getdoc(method) or "").split("\n", 1)[0]))
+    return found
 
 
 def _told(node: DOMNode, action: str) -> str:

@@ -4,6 +4,8 @@ import asyncio
 import gc
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,14 +14,16 @@ from textual.app import App, ScreenStackError, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
-from tui.actions import actions_of
+from tui.actions import actions_of, actions_on
 from tui.dialogs import Choice
 from tui.section import SECTIONS, Host, Section
+from tui.theme import keep_theme, kept_theme
 from unlearn_mlx.reporting.terminal import plain
 from unlearn_mlx.runs.run import STAGES
-from unlearn_mlx.session.catalog import Entry, run_entries, run_entry, shipped_entries
+from unlearn_mlx.session.catalog import Entry, entry_at, run_entries, shipped_entries
 from unlearn_mlx.session.chat_engine import ChatEngine
-from unlearn_mlx.session.processes import Ending, Workers
+from unlearn_mlx.session.endings import Ending
+from unlearn_mlx.session.processes import Workers
 from unlearn_mlx.session.progress import Progress
 from unlearn_mlx.text.printable import one_line
 
@@ -30,13 +34,13 @@ LOOK_AROUND = 2.0  # seconds between two looks for other runs and workers
 def _screen(name: str) -> Callable[[], Screen[Any]]:
     """Makes a screen when it is first gone to: its imports are not paid before."""
 
-    def make() -> Screen[Any]:
-        from importlib import import_module
+    return lambda: screen_class(name)()
 
-        screen: Screen[Any] = getattr(import_module(f"tui.{name}_screen"), f"{name.capitalize()}Screen")()
-        return screen
 
-    return make
+def screen_class(name: str) -> type[Section]:
+    """A screen's class, imported when it is first asked for."""
+    found: type[Section] = getattr(import_module(f"tui.{name}_screen"), f"{name.capitalize()}Screen")
+    return found
 
 
 class UnlearnApp(App[None]):
@@ -51,20 +55,22 @@ class UnlearnApp(App[None]):
             Binding(f"{number},f{number}", f"show('{name}')", title, show=False)
             for number, (name, title) in enumerate(SECTIONS.items(), start=1)
         ),
-        Binding("question_mark,f12", "help", "Help", key_display="?"),
+        Binding("question_mark", "help", "Help", key_display="?"),
         Binding("ctrl+q", "quit", "Quit", priority=True),
         Binding("ctrl+p", "command_palette", "More", priority=True),
     ]
 
     def __init__(self, run: Path | None = None) -> None:
-        """``run`` is opened at once."""
+        """``run``, a run's directory or a shipped adapter's, is opened at once."""
         super().__init__()
         self.entries: list[Entry] | None = None  # None until they have been looked for
-        self.entry = run_entry(run) if run else None
-        self.progress = Progress(run) if run else None
+        self.entry = entry_at(run) if run else None
+        self.progress = Progress(self.entry.path) if self.entry and self.entry.run else None
         self.pipelines = Workers()
         self.chat_engine = ChatEngine()
         self._looking = False
+        if (theme := kept_theme()) in self.available_themes:
+            self.theme = theme
 
     def on_mount(self) -> None:
         """Begin to look at events and for runs."""
@@ -72,6 +78,7 @@ class UnlearnApp(App[None]):
         self.set_interval(LOOK_AROUND, self.look_around)
         self.look_around()
         self.call_after_refresh(settle)
+        self.theme_changed_signal.subscribe(self, lambda theme: keep_theme(theme.name))
 
     # What is open
 
@@ -216,7 +223,10 @@ class UnlearnApp(App[None]):
         """What this screen is for, and its keys."""
         from tui.help import Help  # Markdown takes long to import
 
-        self.push_screen(Help(self.screen.HELP or "", actions_of(self.screen)))
+        if isinstance(self.screen, Help):
+            self.screen.dismiss()
+        else:
+            self.push_screen(Help(self.screen.HELP or "", actions_of(self.screen)))
 
     async def action_quit(self) -> None:
         """Leave; where a run is at work, ask what becomes of it."""
@@ -263,7 +273,7 @@ class UnlearnApp(App[None]):
         self.exit(message=plain(told) if going_on else None)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """Everything that has a key on the screen, and the themes."""
+        """Everything that has a key on the screen, what the other screens can do, and the themes."""
         yield SystemCommand("Theme", "Change the colours", self.action_change_theme)
         for each in actions_of(screen):
             # To move about in a widget is no command.
@@ -273,6 +283,15 @@ class UnlearnApp(App[None]):
                     f"{each.keys}: {each.told}",
                     lambda each=each: self.run_action(each.action, each.node),
                 )
+        here = screen.section if isinstance(screen, Section) else None
+        for section, title in SECTIONS.items() if here else ():
+            for name, action, told in [] if section == here else actions_on(screen_class(section)):
+                yield SystemCommand(f"{title}: {name}", told, partial(self._do_there, section, action))
+
+    async def _do_there(self, section: str, action: str) -> None:
+        """Go to a screen and do what it can."""
+        await self.action_show(section)
+        await self.run_action(action, self.screen)
 
 
 def settle() -> None:

@@ -12,28 +12,40 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import Input, Static
 
+from tui.examples import Example, Examples
+from tui.line_input import LineInput
 from tui.section import Section
 from tui.slider import Slider
 from tui.text import shown
 from tui.turn_view import TurnView
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.inference.engine import Answering, Mode
+from unlearn_mlx.inference.asking import Answering, Mode
+from unlearn_mlx.mending.undo import undo_mend
 from unlearn_mlx.runs.files import write_atomically
-from unlearn_mlx.session.conversation import MODES, Conversation, Manner, Turn, keep_mark
+from unlearn_mlx.runs.run import open_run
+from unlearn_mlx.session.catalog import run_entry
+from unlearn_mlx.session.conversation import MEMORY, MODES, Conversation, Manner, Turn
+from unlearn_mlx.session.marking import toggle_mark
+from unlearn_mlx.session.mending import mend_sentence, stages_of_mend
+from unlearn_mlx.session.shipped import run_to_mend
 from unlearn_mlx.text.printable import one_line
-from unlearn_mlx.topics import Topic, slug_of
+from unlearn_mlx.topics import slug_of
 
 REDRAW = 1 / 15  # seconds between two drawings of an answer under way
+KEYS_SHARE = 8  # times as long as a drawing took, nothing is drawn again
+USUAL_STRENGTH = 1.0
 
 
 class ChatScreen(Section):
     """Talks to the open run's model, or to a shipped adapter's."""
 
     HELP = (
-        "# Chat\n**ctrl+t** changes who answers: the adapter, the base, or both side by side. Each has "
-        "its own memory of the conversation. Names of the topic that the question did not say are set "
-        "off and counted as leaks. **Copy** and **Leak** take the last reply, or the one that the arrow "
-        "keys or the mouse have chosen.\n\nStrength 1 is the adapter as trained, 0 is the base. **ctrl+g** "
+        "# Chat\n**ctrl+t** changes who answers: the adapter, the base, or both side by side. "
+        f"{MEMORY} Names of the topic that you did not say are set off, and said above the answer as its "
+        "leaks. **Copy** and **Leak** take the last reply, or the one that the arrow keys or the mouse have "
+        "chosen. **f8** (Mend) trains away what the adapter said and you marked: the line below and the Run "
+        "screen's log show how far it is. **f9** brings the old adapter back.\n\n"
+        "Strength 1 is the adapter as trained, 0 is the base. **ctrl+g** "
         "goes from the line to the sliders and from one to the next, the arrow keys change them. "
         "**Escape** leaves the line, so that 1 to 6 change the screen; f1 to f6 do so from anywhere."
     )
@@ -50,20 +62,21 @@ class ChatScreen(Section):
         Binding("pageup", "page(-1)", "Back", show=False, priority=True),
         Binding("pagedown", "page(1)", "On", show=False, priority=True),
         Binding("ctrl+n", "anew", "New", priority=True),
-        # The question mark belongs to the line.
-        Binding("question_mark,f12", "app.help", "Help", key_display="f12"),
+        Binding("f8", "mend", "Mend", show=False, priority=True),
+        Binding("f9", "undo_mend", "Undo the mend", show=False, priority=True),
     ]
 
     def __init__(self) -> None:
         super().__init__()
         self.mode = "adapter"
         self._conversations: dict[Path | None, Conversation] = {None: Conversation()}
+        self._strengths: dict[Path | None, float] = {}  # each conversation's, while another is open
         self._path: Path | None = None  # of what is talked to
         self._picked: tuple[Turn, Mode] | None = None  # the reply that is copied or marked next
-        self._topic: Topic | None = None
         self._answering: Answering | None = None
-        self._is_ready = False
-        self._since = 0.0
+        self._mending: Path | None = None  # the run that is mended
+        self._is_ready = self._is_stale = False  # the model; what is drawn of the answer
+        self._since = self._draw_from = 0.0
 
     @property
     def conversation(self) -> Conversation:
@@ -74,11 +87,11 @@ class ChatScreen(Section):
         """The conversation, how it is led, and the line to write in."""
         yield VerticalScroll(id="conversation", can_focus=False)
         with Horizontal(id="settings"):
-            yield Slider("strength", 0, 2, 0.1, 1, id="strength")
+            yield Slider("strength", 0, 2, 0.1, USUAL_STRENGTH, id="strength")
             yield Slider("temperature", 0, 1.5, 0.1, 0, id="temperature")
             yield Slider("length", 16, 512, 16, 128, id="length")
         yield Static(id="chat-state")
-        yield Input(
+        yield LineInput(
             id="question", placeholder="ask something: enter sends, escape leaves the line", compact=True
         )
 
@@ -92,12 +105,14 @@ class ChatScreen(Section):
         """Show the conversation with what is open, and load its model."""
         entry = self.entry
         if entry is not None and entry.path != self._path:
+            strength = self.query_one("#strength", Slider)
+            self._strengths[self._path] = strength.value
+            strength.value = self._strengths.get(entry.path, USUAL_STRENGTH)
             self._path = entry.path
             self.mode = "adapter"
             try:
-                self._topic = entry.topic
+                self.conversation.topic = entry.topic
             except UserError as error:
-                self._topic = None
                 self.notify(str(error), severity="error", markup=False)
             self._show_conversation()
         if entry is not None:
@@ -108,7 +123,8 @@ class ChatScreen(Section):
         self._show_state()
 
     def tick(self) -> None:
-        """See whether the model is loaded."""
+        """See whether the model is loaded, and whether a mend has ended."""
+        self._see_mend()
         if self._is_ready or self.entry is None:
             return
         try:
@@ -128,8 +144,17 @@ class ChatScreen(Section):
             loading = "" if self._is_ready else f" · loading ... {time.monotonic() - self._since:.0f} s"
             none = "" if self.entry.adapter else " · no adapter yet: only the base answers"
             who = "both answer" if self.mode == "both" else f"{self.mode} answers"
-            told = f"▸ {who}{loading}{none}"
+            told = f"▸ {who}{loading}{none}{self._mending_state()}"
         self.query_one("#chat-state", Static).update(shown(one_line(told)))
+
+    def _mending_state(self) -> str:
+        """How far a mend is that was begun here; empty where none is at work."""
+        progress = self.unlearn.progress
+        if self._mending is None or progress is None:
+            return ""
+        mend = progress.stages["mend"]
+        part = "evaluating" if mend.state == "done" else f"{mend.done} of {mend.total} {mend.unit}"
+        return f" · mending: {part}"
 
     # Asking and answering
 
@@ -161,7 +186,8 @@ class ChatScreen(Section):
     def show_turn(self, turn: Turn) -> None:
         """Draw a turn that was added to the conversation, and keep its end in sight."""
         self._pick(None)
-        self.query_one("#conversation").mount(TurnView(turn, self._topic))
+        self.query(Examples).remove()
+        self.query_one("#conversation").mount(TurnView(turn, self.conversation))
         self.query_one("#conversation", VerticalScroll).anchor()
 
     def _value(self, slider: str) -> float:
@@ -185,8 +211,12 @@ class ChatScreen(Section):
             if turn.is_open:
                 turn.state = "stopped" if answering.stop.is_set() else "answered"
             self._answering = None
-        if pieces or answering.ended:
+        self._is_stale |= bool(pieces or answering.ended or turn.reading())
+        if self._is_stale and (answering.ended or time.monotonic() >= self._draw_from):
+            began, self._is_stale = time.monotonic(), False
             self._last_view().redraw()
+            # A long answer takes long to draw: most of the time is the keys'.
+            self._draw_from = time.monotonic() + KEYS_SHARE * (time.monotonic() - began)
 
     def _last_view(self) -> TurnView:
         return self.query(TurnView).last()
@@ -212,6 +242,10 @@ class ChatScreen(Section):
                 if mode:
                     view.scroll_visible(animate=False)
 
+    def on_example_picked(self, event: Example.Picked) -> None:
+        """Into the line: enter sends it."""
+        self.query_one("#question", Input).value = event.question
+
     def on_turn_view_picked(self, event: TurnView.Picked) -> None:
         """Pick by the mouse."""
         self._pick((event.turn, event.mode))
@@ -219,7 +253,10 @@ class ChatScreen(Section):
     # Actions
 
     def action_pick(self, steps: int) -> None:
-        """Choose the reply that is copied and marked."""
+        """Choose the reply that is copied and marked; before there is any, a question to begin with."""
+        if not self.conversation.turns and self.query(Examples):
+            self.query_one("#question", Input).value = self.query_one(Examples).step(steps)
+            return
         replies = [(turn, mode) for turn in self.conversation.turns for mode in turn.replies]
         meant = self._meant_reply()
         if meant is not None:
@@ -277,7 +314,7 @@ class ChatScreen(Section):
         folder = self.entry.path / "chats" if self.entry.run else Path.cwd()
         path = folder / f"chat-{slug_of(self.entry.topic_name)}-{stamp}.md"
         try:
-            write_atomically(path, self.conversation.markdown(self.entry.name, self._topic))
+            write_atomically(path, self.conversation.markdown(self.entry.name))
             self.notify(f"The conversation is in {path}", markup=False)
         except UserError as error:
             self.notify(str(error), severity="error", markup=False)
@@ -288,21 +325,59 @@ class ChatScreen(Section):
         if found is None or self.entry is None:
             return
         turn, mode = found
-        turn.replies[mode].is_marked = not turn.replies[mode].is_marked
+        try:
+            self.notify(toggle_mark(self.entry, self.conversation, turn, mode, "F8 mends it."), markup=False)
+        except UserError as error:
+            self.notify(str(error), severity="error", markup=False)
         for view in self.query(TurnView):
             if view.turn is turn:
                 view.redraw()
+
+    def action_mend(self) -> None:
+        """Train away what the adapter said and you marked as a leak."""
+        if self.entry is None:
+            return
+        try:
+            run = run_to_mend(self.entry)
+            stages = stages_of_mend(run)
+        except UserError as error:
+            self.notify(str(error), severity="error", markup=False)
+            return
         if self.entry.run is None:
-            self.notify("Marked here and in what you save; only a run keeps its marks.")
-        else:
-            try:
-                keep_mark(self.entry.path, turn, mode)
-            except UserError as error:
-                self.notify(str(error), severity="error", markup=False)
+            self.unlearn.open(run_entry(run.path))
+            self.opened()
+        self.unlearn.start(stages)
+        self._mending = run.path
+        self.notify("Mending began.")
+
+    def action_undo_mend(self) -> None:
+        """Bring back the adapter from before the last mend."""
+        run = self.entry.run if self.entry else None
+        try:
+            if run is None:
+                raise UserError("only a run can have been mended: open one on Home")
+            with run.writing():
+                self.notify(f"{undo_mend(run).capitalize()}.", markup=False)
+        except UserError as error:
+            self.notify(str(error), severity="error", markup=False)
+
+    def _see_mend(self) -> None:
+        """Say what a mend has changed, once its worker has ended."""
+        if self._mending is None:
+            return
+        if self.unlearn.is_working(self._mending):
+            self._show_state()
+            return
+        path, self._mending = self._mending, None
+        try:
+            self._show_state()
+            self.notify(mend_sentence(open_run(path)), markup=False)
+        except UserError as error:
+            self.notify(str(error), severity="error", markup=False)
 
     def action_anew(self) -> None:
         """Begin another conversation."""
-        self._conversations[self._path] = Conversation()
+        self._conversations[self._path] = Conversation(topic=self.conversation.topic)
         self._show_conversation()
         self._show_state()
 
@@ -316,5 +391,7 @@ class ChatScreen(Section):
         self._picked = None
         place = self.query_one("#conversation", VerticalScroll)
         place.remove_children()
-        place.mount_all(TurnView(turn, self._topic) for turn in self.conversation.turns)
+        place.mount_all(TurnView(turn, self.conversation) for turn in self.conversation.turns)
+        if self.entry is not None and not self.conversation.turns:
+            place.mount(Examples(self.entry))
         place.anchor()

@@ -12,13 +12,15 @@ from textual.content import Content
 from textual.widgets import Input, Select, Static
 
 from tui.dialogs import Fields, PairEditor
+from tui.line_input import LineInput
 from tui.section import Section
 from tui.table import Column, RowTable
 from tui.text import shown, with_leaks
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.pipeline import reset_from
 from unlearn_mlx.runs.records import Question, SampledAnswer, read_records
-from unlearn_mlx.runs.run import Run, open_run
+from unlearn_mlx.runs.run import open_run
+from unlearn_mlx.session.catalog import Entry
 from unlearn_mlx.synthetic_data.edits import (
     FILE,
     Edit,
@@ -68,7 +70,7 @@ class DataScreen(Section):
     def body(self) -> ComposeResult:
         """The filters, the table, and the whole of its row."""
         with Horizontal(id="filters"):
-            yield Input(id="search", placeholder="search in questions and answers", compact=True)
+            yield LineInput(id="search", placeholder="search in questions and answers", compact=True)
             yield Select([], id="kind", prompt="every kind", compact=True)
             yield Select([], id="reason", prompt="every verdict", compact=True)
         yield RowTable[Pair](
@@ -90,22 +92,21 @@ class DataScreen(Section):
 
     def tick(self) -> None:
         """Read what a worker, or another app, has written meanwhile."""
-        run = self.entry.run if self.entry else None
-        if run and self._stamp and _stamp_of(run) != self._stamp:
+        if self.entry and self._stamp and _stamp_of(self.entry) != self._stamp:
             self._read()
 
     @work(exclusive=True, group="read")
     async def _read(self) -> None:
-        run = self.entry.run if self.entry else None
-        if run is None:
+        entry = self.entry
+        if entry is None:
             self._stamp = ()
             self._show([], [], "A run's questions and answers are shown here: open one on Home.")
             return
-        stamp = _stamp_of(run)
+        stamp = _stamp_of(entry)
         if stamp == self._stamp:
             return
         try:
-            pairs, folded, topic = await asyncio.to_thread(_load, run)
+            pairs, folded, topic = await asyncio.to_thread(_load, entry)
         except UserError as error:
             self._stamp = ()
             self._show([], [], str(error))
@@ -206,7 +207,7 @@ class DataScreen(Section):
     def action_edit(self) -> None:
         """Edit the row."""
         pair = self._table().current
-        if pair is None:
+        if pair is None or self.own_run() is None:
             return
         was = (pair.question, pair.answer)
 
@@ -218,8 +219,7 @@ class DataScreen(Section):
 
     def action_add(self) -> None:
         """Add a pair of one's own."""
-        if self.entry is None or self.entry.run is None:
-            self.notify("Open a run first.")
+        if self.own_run() is None:
             return
 
         def keep(typed: Fields | None) -> None:
@@ -230,10 +230,11 @@ class DataScreen(Section):
 
     def action_undo(self) -> None:
         """Take the last change back."""
-        if self.entry is None or self.entry.run is None:
+        run = self.own_run()
+        if run is None:
             return
         try:
-            undone = undo_edit(self.entry.path)
+            undone = undo_edit(run.path)
         except UserError as error:
             self.notify(str(error), severity="error", markup=False)
             return
@@ -241,10 +242,11 @@ class DataScreen(Section):
         self._read()
 
     def _keep(self, edit: Edit) -> None:
-        if self.entry is None:
+        run = self.own_run()
+        if run is None:
             return
         try:
-            add_edit(self.entry.path, edit)
+            add_edit(run.path, edit)
         except UserError as error:
             self.notify(str(error), severity="error", markup=False)
             return
@@ -252,9 +254,11 @@ class DataScreen(Section):
 
     def action_train(self) -> None:
         """Make the rows anew with what was changed, and train on them."""
-        run = self.entry.run if self.entry else None
-        if run is None or self.unlearn.is_working(run.path):
-            self.notify("Open a run first." if run is None else "It is being worked on: stop it first.")
+        run = self.own_run()
+        if run is None:
+            return
+        if self.unlearn.is_working(run.path):
+            self.notify("It is being worked on: stop it first.")
             return
         try:
             run = open_run(run.path)  # its stages as they stand now
@@ -267,23 +271,23 @@ class DataScreen(Section):
         self.run_worker(self.unlearn.action_show("run"))
 
 
-def _load(run: Run) -> tuple[list[Pair], list[str], Topic]:
+def _load(entry: Entry) -> tuple[list[Pair], list[str], Topic]:
     """The pairs, what is searched in each, and the topic."""
-    questions = run.file("questions.jsonl")
-    answers = run.file("answers.jsonl")
+    questions = entry.rows / "questions.jsonl"
+    answers = entry.rows / "answers.jsonl"
     pairs: list[Pair] = []
     if questions.exists() and answers.exists():
         pairs = pairs_of(read_records(questions, Question), read_records(answers, SampledAnswer))
-    pairs = apply_edits(pairs, read_edits(run.path))
-    return pairs, [fold(f"{pair.question}\n{pair.answer}") for pair in pairs], run.topic
+    pairs = apply_edits(pairs, read_edits(entry.rows))
+    return pairs, [fold(f"{pair.question}\n{pair.answer}") for pair in pairs], entry.topic
 
 
-def _stamp_of(run: Run) -> tuple[object, ...]:
+def _stamp_of(entry: Entry) -> tuple[object, ...]:
     """What changes with the files that are shown."""
-    stamp: list[object] = [run.path]
+    stamp: list[object] = [entry.path]
     for name in ("questions.jsonl", "answers.jsonl", FILE):
         try:
-            status = run.file(name).stat()
+            status = (entry.rows / name).stat()
             stamp += [status.st_mtime_ns, status.st_size]
         except OSError:
             stamp.append(None)

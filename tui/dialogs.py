@@ -1,19 +1,40 @@
 """Questions that want an answer before anything else goes on."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
-from textual.widgets import Button, Input, Label, Select, Static, TextArea
+from textual.widgets import Button, Footer, Input, Label, Select, Static, TextArea
 
+from tui.line_input import LineInput
 from tui.text import shown
 from unlearn_mlx.text.printable import one_line, printable
 
+Answer = TypeVar("Answer")
 
-class Choice(ModalScreen[str]):
+
+class Dialog(ModalScreen[Answer]):
+    """Lies over a screen, with its own keys below."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("question_mark", "app.help", "Help", key_display="?"),
+        Binding("ctrl+p", "app.command_palette", "More"),
+    ]
+
+    def compose(self) -> ComposeResult:
+        """The dialog, and its keys in the place of the screen's."""
+        yield from self.body()
+        yield Footer(compact=True, show_command_palette=False)
+
+    def body(self) -> ComposeResult:
+        """The dialog's own widgets."""
+        raise NotImplementedError
+
+
+class Choice(Dialog[str]):
     """A question with some answers; escape is the last one."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -27,7 +48,7 @@ class Choice(ModalScreen[str]):
         super().__init__()
         self.question, self.answers = question, answers
 
-    def compose(self) -> ComposeResult:
+    def body(self) -> ComposeResult:
         """The question over a row of buttons."""
         with Vertical(classes="dialog"):
             yield Static(shown(self.question))
@@ -43,7 +64,7 @@ class Choice(ModalScreen[str]):
         self.dismiss(list(self.answers)[-1])
 
 
-class Line(ModalScreen[str]):
+class Line(Dialog[str]):
     """Asks for one line of text; empty where it was left."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "Back")]
@@ -52,11 +73,11 @@ class Line(ModalScreen[str]):
         super().__init__()
         self.heading, self.value, self.hint = title, value, hint
 
-    def compose(self) -> ComposeResult:
+    def body(self) -> ComposeResult:
         """The title over the line."""
         with Vertical(classes="dialog"):
             yield Static(shown(self.heading))
-            yield Input(one_line(self.value), placeholder=self.hint, compact=True)
+            yield LineInput(one_line(self.value), placeholder=self.hint, compact=True)
             yield Static("enter: take it · escape: back", classes="hint")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
@@ -71,7 +92,7 @@ class Line(ModalScreen[str]):
 Fields = tuple[str, str, bool]  # of the editor: question, answer, accepted
 
 
-class PairEditor(ModalScreen[Fields | None]):
+class PairEditor(Dialog[Fields | None]):
     """A question and its answer to edit, and whether it is trained on."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -83,11 +104,11 @@ class PairEditor(ModalScreen[Fields | None]):
         super().__init__()
         self.heading, self.question, self.answer, self.accepted = title, question, answer, accepted
 
-    def compose(self) -> ComposeResult:
+    def body(self) -> ComposeResult:
         """Two fields, a choice and two buttons."""
         with Vertical(classes="dialog"):
             yield Label(self.heading)
-            yield Input(one_line(self.question), placeholder="question", id="question", compact=True)
+            yield LineInput(one_line(self.question), placeholder="question", id="question", compact=True)
             yield TextArea(printable(self.answer), id="answer", compact=True, tab_behavior="focus")
             choices = [("train on it", True), ("leave it out", False)]
             yield Select(choices, id="accepted", value=self.accepted, allow_blank=False, compact=True)

@@ -8,17 +8,17 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
-from textual.screen import ModalScreen
 from textual.widgets import Markdown, Static
 
 from tui.actions import Action
+from tui.dialogs import Dialog
 
 
-class Help(ModalScreen[None]):
+class Help(Dialog[None]):
     """What a screen is for, and every key on it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,question_mark,f12", "dismiss", "Back", key_display="esc")
+        Binding("escape,question_mark", "dismiss", "Back", key_display="esc"),
     ]
 
     def __init__(self, told: str, actions: Iterable[Action]) -> None:
@@ -26,7 +26,7 @@ class Help(ModalScreen[None]):
         super().__init__()
         self.told, self.actions = told, list(actions)
 
-    def compose(self) -> ComposeResult:
+    def body(self) -> ComposeResult:
         """The text over the keys, the screen's own first."""
         own = [action for action in self.actions if action.is_own]
         general = [action for action in self.actions if not action.is_own]

@@ -4,28 +4,30 @@ import asyncio
 from importlib import import_module
 from typing import Any, ClassVar
 
-from textual import work
+from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen
+from textual.css.query import NoMatches
 from textual.widgets import Button, Collapsible, Input, Label, Select, Static
 
 from tui.command import run_command
+from tui.dialogs import Choice, Dialog
+from tui.line_input import LineInput
 from tui.text import gigabytes, shown
-from unlearn_mlx.config import PRESETS, Settings, make_settings
+from unlearn_mlx.config import PRESETS, BadSetting, Settings, make_settings
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs.run import Run
+from unlearn_mlx.runs.run import Run, free_path
 from unlearn_mlx.session.catalog import Entry, run_entry
-from unlearn_mlx.session.create import free_path, new_run
+from unlearn_mlx.session.create import new_run
 from unlearn_mlx.text.printable import one_line
 from unlearn_mlx.topics import checked_name, shipped_topics
 
 OWN = "another: a hub id or a folder"
 
 
-class NewRun(ModalScreen[Entry | None]):
+class NewRun(Dialog[Entry | None]):
     """Makes a run's directory; starting it is the asker's part."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -33,35 +35,35 @@ class NewRun(ModalScreen[Entry | None]):
         Binding("escape", "leave", "Back"),
     ]
 
-    def compose(self) -> ComposeResult:
+    def body(self) -> ComposeResult:
         """A form that fits on 24 lines; the settings fold out."""
         settings = make_settings()
         with Vertical(classes="dialog", id="new-run"):
             yield Label("A new run: what is to be forgotten?")
-            with VerticalScroll(can_focus=False):
-                with Horizontal(classes="field"):
-                    yield Label("topic")
-                    yield Input(placeholder=f"such as {_examples()}", id="topic", compact=True)
-                with Horizontal(classes="field"):
-                    yield Label("model")
-                    yield Select([], id="model", allow_blank=True, prompt="looking ...", compact=True)
-                with Horizontal(classes="field", id="own-model-field"):
-                    yield Label("")
-                    yield Input(placeholder="owner/name or a folder", id="own-model", compact=True)
-                with Horizontal(classes="field"):
-                    yield Label("preset")
-                    presets = [(_preset_line(name), name) for name in PRESETS]
-                    yield Select(presets, id="preset", value="standard", allow_blank=False, compact=True)
-                yield Static(id="plan", classes="hint")
-                yield Static(id="machine", classes="hint")
-                with Collapsible(title="every setting (empty: the preset's)", id="advanced"):
-                    for name, field in Settings.model_fields.items():
-                        with Horizontal(classes="field setting"):
-                            yield Label(name.replace("_", "-"))
-                            yield Input(
-                                placeholder=str(getattr(settings, name)), id=f"set-{name}", compact=True
-                            )
-                            yield Static(shown(field.description or ""), classes="hint")
+            with Horizontal(classes="field"):
+                yield Label("topic")
+                yield LineInput(placeholder=f"such as {_examples()}", id="topic", compact=True)
+            with Horizontal(classes="field"):
+                yield Label("model")
+                yield Select([], id="model", allow_blank=True, prompt="looking ...", compact=True)
+            with Horizontal(classes="field", id="own-model-field"):
+                yield Label("")
+                yield LineInput(placeholder="owner/name or a folder", id="own-model", compact=True)
+            with Horizontal(classes="field"):
+                yield Label("preset")
+                presets = [(_preset_line(name), name) for name in PRESETS]
+                yield Select(presets, id="preset", value="standard", allow_blank=False, compact=True)
+            yield Static(id="machine", classes="hint")
+            yield Static(id="plan", classes="hint")
+            folded = Collapsible(title="every setting (empty: the preset's)", id="advanced")
+            with folded, VerticalScroll(can_focus=False):
+                for name, field in Settings.model_fields.items():
+                    with Horizontal(classes="field setting"):
+                        yield Label(_label(name))
+                        yield LineInput(
+                            placeholder=str(getattr(settings, name)), id=f"set-{name}", compact=True
+                        )
+                        yield Static(shown(field.description or ""), classes="hint")
             yield Static(id="complaint")
             with Horizontal(classes="buttons"):
                 yield Button("Start (ctrl+s)", id="start", compact=True)
@@ -69,7 +71,8 @@ class NewRun(ModalScreen[Entry | None]):
 
     def on_mount(self) -> None:
         """Look at the machine: that imports mlx, so not in the screen's thread."""
-        self.query_one("#own-model-field").display = False
+        for name in ("#own-model-field", "#complaint"):
+            self.query_one(name).display = False
         self.query_one("#topic").focus()
         self.run_worker(self._look_at_machine())
 
@@ -90,6 +93,11 @@ class NewRun(ModalScreen[Entry | None]):
                 self.query_one(f"#set-{name}", Input).placeholder = str(getattr(settings, name))
         self._plan()
 
+    @on(Collapsible.Toggled)
+    def unfold(self, event: Collapsible.Toggled) -> None:
+        """The settings scroll in the room that the rest of the form leaves."""
+        self.query_one("#new-run").set_class(not event.collapsible.collapsed, "unfolded")
+
     def on_input_changed(self, event: Input.Changed) -> None:
         """A setting, or a model of one's own, is another run to plan."""
         if event.input.id != "topic":
@@ -99,12 +107,15 @@ class NewRun(ModalScreen[Entry | None]):
     async def _plan(self) -> None:
         """What the run would take, by the planner, once nothing was typed for a moment."""
         await asyncio.sleep(0.3)
-        told = self.query_one("#plan", Static)
         try:
             preset = str(self.query_one("#preset", Select).value)
-            told.update(shown(await planned(self._model(), preset, self._changes())))
+            told = await planned(self._model(), preset, self._changes())
         except (UserError, KeyError):
-            told.update("")  # it is complained of where it is to be started
+            told = ""  # it is complained of where it is to be started
+        except NoMatches:
+            return  # the form was left meanwhile
+        for line in self.query("#plan").results(Static):
+            line.update(shown(told))
 
     def on_input_submitted(self) -> None:
         """Enter in a field starts."""
@@ -118,8 +129,17 @@ class NewRun(ModalScreen[Entry | None]):
             self.action_leave()
 
     def action_leave(self) -> None:
-        """Make nothing."""
-        self.dismiss(None)
+        """Make nothing; what was typed is not thrown away without a question."""
+        if not any(field.value.strip() for field in self.query(Input)):
+            self.dismiss(None)
+            return
+
+        def answer(said: str | None) -> None:
+            if said == "throw":
+                self.dismiss(None)
+
+        answers = {"throw": "Throw it away", "stay": "Go on with it"}
+        self.app.push_screen(Choice("The form is filled in. Leave it?", answers), answer)
 
     def action_make(self) -> None:
         """Make the run; a model that is not here is fetched first."""
@@ -129,24 +149,42 @@ class NewRun(ModalScreen[Entry | None]):
             self.run_worker(self._make())
 
     async def _make(self) -> None:
-        complaint = self.query_one("#complaint", Static)
         try:
             name = checked_name(self.query_one("#topic", Input).value)
             changes = self._changes()
             model = self._model()
-            complaint.update(Content(f"Looking up {one_line(model)} ..."))
+            self._tell(f"Looking up {model} ...")
             fetching = await asyncio.to_thread(import_module, "tui.fetching")
             if not await asyncio.to_thread(fetching.is_here, model):
-                await fetching.fetch(model, lambda told: complaint.update(Content(told)))
+                await fetching.fetch(model, self._tell)
             run = await asyncio.to_thread(
                 _make_run, name, model, str(self.query_one("#preset", Select).value), changes
             )
         except UserError as error:
-            complaint.update(shown(one_line(str(error)), "bold"))
-            self.query_one("#start", Button).disabled = False
+            self._complain(error)
             return
         if self.is_attached:
             self.dismiss(run_entry(run.path))
+
+    def _tell(self, text: str) -> None:
+        """Say something above the buttons; it takes no line before."""
+        line = self.query_one("#complaint", Static)
+        line.update(shown(one_line(text), "bold"))
+        line.display = True
+
+    def _complain(self, error: UserError) -> None:
+        """Say what is wrong, and go to the field where it is."""
+        text, field = str(error), "topic"
+        if isinstance(error, BadSetting):
+            text, field = f"{_label(error.name)} {error.wrong}", f"set-{error.name}"
+            self.query_one("#advanced", Collapsible).collapsed = False
+        elif not self.query_one("#topic", Input).value.strip():
+            text = "topic: it is empty, say what is to be forgotten"
+        elif self.query_one("#model", Select).value == OWN:
+            field = "own-model"
+        self._tell(text)
+        self.query_one(f"#{field}").focus()
+        self.query_one("#start", Button).disabled = False
 
     def _model(self) -> str:
         chosen = self.query_one("#model", Select).value
@@ -180,37 +218,43 @@ async def planned(model_name: str, preset: str, changes: dict[str, Any]) -> str:
     from unlearn_mlx.models.registry import NAMED_MODELS
 
     fetching = await asyncio.to_thread(import_module, "tui.fetching")
+    named, first = NAMED_MODELS.get(model_name), ""
     if not await asyncio.to_thread(fetching.is_here, model_name):
-        named = NAMED_MODELS.get(model_name)
-        return (
-            f"fetched first: {gigabytes(named.download_bytes)}, {named.licence}" if named else "fetched first"
-        )
+        if named is None:
+            return "fetched first"
+        first = f"fetched first: {gigabytes(named.download_bytes)}, {named.licence}; "
     changed = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
     lines = await run_command(
         "run", "any topic", "--dry-run", "--model", model_name, "--preset", preset, *changed
     )
     facts = dict(line.split(maxsplit=1) for line in lines.splitlines() if " " in line)
-    return f"takes {facts['memory']}, {facts['time']}"
+    return first + ", ".join([f"takes {facts['memory']}", *([facts["time"]] if "time" in facts else [])])
 
 
 def _models() -> tuple[list[tuple[Content, str]], str, str]:
-    """The named models as options, the default's name, and what this machine has."""
+    """The named models as options, the default's name, and why it is that one."""
     from unlearn_mlx.compute.device import current_device
-    from unlearn_mlx.models.registry import NAMED_MODELS, default_model
+    from unlearn_mlx.compute.memory import room_of
+    from unlearn_mlx.models.registry import NAMED_MODELS, default_model, memory_plan
 
     device = current_device()
     default, reason = default_model(device)
     options = []
     for model in NAMED_MODELS.values():
-        fits = model.memory_bytes <= device.memory_bytes
-        need = f"needs {gigabytes(model.memory_bytes)}" + ("" if fits else ": more than there is")
-        options.append((Content(f"{model.name} ({need})"), model.name))
-    told = f"{device.backend}, {gigabytes(device.memory_bytes)}; usually {default}: {reason}"
-    return options, default, told
+        # How much a run takes is the plan's to say, once, for the preset and the settings that are chosen.
+        fits = memory_plan(model, device).memory <= room_of(device)
+        more = model.licence if fits else "needs more memory than there is"
+        options.append((Content(f"{model.name} ({more})"), model.name))
+    return options, default, f"on {device.backend}, usually {default}: {reason}"
 
 
 def _examples() -> str:
     return ", ".join(slug.replace("-", " ").title() for slug in list(shipped_topics())[:2])
+
+
+def _label(setting: str) -> str:
+    """What a setting is called in the form."""
+    return setting.replace("_", " ")
 
 
 def _preset_line(name: str) -> str:

@@ -21,10 +21,10 @@ from tui.text import shown
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.evaluation.records import Evaluation, Metrics, ScoredProbe
 from unlearn_mlx.evaluation.schema import SCOPES
+from unlearn_mlx.mending.marks import standing_marks
 from unlearn_mlx.reporting.terminal import control_table, evaluation_table, plain, three_answers
 from unlearn_mlx.reporting.transcripts import Cell, HeatMap, heat_map
 from unlearn_mlx.session.catalog import Entry
-from unlearn_mlx.session.conversation import marked_count
 from unlearn_mlx.text.printable import one_line
 from unlearn_mlx.topics import slug_of
 
@@ -106,7 +106,7 @@ class ResultScreen(Section):
 
     def action_report(self) -> None:
         """Open report.html in the browser, written first where that was not done."""
-        if self.entry is None or self.entry.run is None or self.entry.after is None:
+        if self.entry is None or self.entry.after is None:
             self.notify("A report belongs to a run that is evaluated.")
             return
         self.notify("Opening the report ...")
@@ -160,13 +160,13 @@ def copy_adapter(adapter: Path, folder: Path) -> None:
 
 
 def _report_of(entry: Entry) -> Path:
-    assert entry.run is not None
-    path = entry.run.file("report.html")
-    if path.exists() and path.stat().st_mtime >= entry.run.file("evaluation.json").stat().st_mtime:
+    run = entry.as_run()
+    path = run.file("report.html")
+    if path.exists() and path.stat().st_mtime >= run.file("evaluation.json").stat().st_mtime:
         return path
     from unlearn_mlx.reporting.report import write_report
 
-    return write_report(entry.run)
+    return write_report(run)
 
 
 def _maps(probes: list[ScoredProbe], width: int) -> Table:
@@ -213,5 +213,5 @@ def _said(evaluation: Evaluation) -> Content:
 
 def _marked(run_folder: Path) -> Content:
     """How many replies of the chat the user has marked as leaks."""
-    count = marked_count(run_folder)
-    return Content(f"\n{count} replies of the chat marked as leaks (marked.jsonl)" if count else "")
+    count = len(standing_marks(run_folder))
+    return Content(f"\n{count} replies of the chat marked as leaks (marks.jsonl)" if count else "")

@@ -10,6 +10,7 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from tui.dialogs import sentence
+from tui.line_input import LineInput
 from tui.lines import Lines
 from tui.plots import Plots
 from tui.section import Section
@@ -18,7 +19,8 @@ from unlearn_mlx.errors import UserError
 from unlearn_mlx.reporting.terminal import plain
 from unlearn_mlx.runs.files import write_atomically
 from unlearn_mlx.runs.run import STAGES
-from unlearn_mlx.session.processes import last_words
+from unlearn_mlx.session.catalog import Entry
+from unlearn_mlx.session.endings import cut_off_by
 from unlearn_mlx.session.progress import STAGE_NAMES, LogLine, Progress, Sample, StageProgress
 
 # A sign beside each state: colour is never alone.
@@ -62,7 +64,7 @@ class RunScreen(Section):
             yield Lines("samples", "questions and answers")
             yield Plots(id="plots", classes="panel")
             with Vertical(id="log-panel", classes="panel"):
-                yield Input(id="filter", placeholder="only lines with ...", compact=True)
+                yield LineInput(id="filter", placeholder="only lines with ...", compact=True)
                 yield Lines("log", "log")
 
     def on_mount(self) -> None:
@@ -85,13 +87,15 @@ class RunScreen(Section):
         """Draw what changed."""
         progress, entry = self.unlearn.progress, self.entry
         if progress is None or entry is None:
-            told = "No run belongs to it." if entry else "Open a run on Home, or make one there with n."
+            told = "Open a run on Home, or make one there with n."
+            if entry:
+                told = "It comes with the project, done: 3 shows its rows, 5 is the chat, 6 its result."
             self.query_one("#stages", Static).update(told)
             self.query_one("#memory", Static).update("")
             self.query_one("#message", Static).update("")
             return
         is_working = self.unlearn.is_working(entry.path)
-        self.query_one("#stages", Static).update(_stages(progress, is_working))
+        self.query_one("#stages", Static).update(_stages(progress, is_working, _leaks(entry)))
         self.query_one("#memory", Static).update(self._memory(progress, is_working))
         self.query_one("#message", Static).update(self._message(progress, is_working))
         if self._drawn == (progress, progress.version):
@@ -100,17 +104,22 @@ class RunScreen(Section):
         self._add_samples(progress)
         self._add_lines(progress)
         self.query_one(Plots).show(progress)
+        # Before training there is nothing to plot, and the samples have the room.
+        self.query_one("#panels").set_class(not progress.loss and not progress.leak, "untrained")
 
     def _memory(self, progress: Progress, is_working: bool) -> Content:
         """What the worker takes of the machine's memory, as a bar."""
         import psutil
 
         assert self.entry is not None
-        total = psutil.virtual_memory().total
-        taken = max(self.unlearn.pipelines.memory(self.entry.path), progress.memory if is_working else 0)
+        total = progress.granted or psutil.virtual_memory().total
+        # A GPU's arrays may be no part of what the system counts as a process's own.
+        counted = progress.memory + progress.cache if is_working else 0
+        taken = max(self.unlearn.pipelines.memory(self.entry.path), counted)
         if not is_working or not taken:
             return Content.assemble("  memory     ", bar(0, BAR_WIDTH), " no worker")
-        told = f" {gigabytes(taken)} of {gigabytes(total)}"
+        kept = f", {gigabytes(progress.cache)} of it kept for reuse" if progress.cache else ""
+        told = f" {gigabytes(taken)} of {gigabytes(total)}{kept}"
         return Content.assemble("  memory     ", bar(taken / total, BAR_WIDTH), told)
 
     def _message(self, progress: Progress, is_working: bool) -> Content:
@@ -124,7 +133,7 @@ class RunScreen(Section):
         if self.unlearn.message:
             return shown(sentence((self.unlearn.message, "" if state == "done" else "r goes on")))
         if progress.running:
-            cause = last_words(progress.folder, progress.began) or "it was killed (out of memory?)"
+            cause = cut_off_by(progress.folder, progress.began)
             return shown(f"▲ cut off in {STAGE_NAMES[progress.running].lower()}: {cause} · r goes on")
         if progress.error:
             return shown(f"✗ {progress.error} · r goes on")
@@ -215,22 +224,33 @@ class RunScreen(Section):
             self.notify(str(error), severity="error", markup=False)
 
 
-def _stages(progress: Progress, is_working: bool) -> Content:
+def _leaks(entry: Entry) -> str:
+    """What an evaluation has found, in words; empty where there is none."""
+    if entry.before is None or entry.after is None:
+        return ""
+    return f"open questions that leak: {entry.before:.0%} → {entry.after:.0%}"
+
+
+def _stages(progress: Progress, is_working: bool, leaks: str) -> Content:
     lines = []
     for name in STAGES:
         stage = progress.stages[name]
         state = "cut off" if stage.state == "running" and not is_working else stage.state
         head = f"{SIGNS.get(state, '?')} {STAGE_NAMES[name]:10s} "
-        lines.append(Content.assemble(head, _stage_facts(stage, state)))
+        made = leaks if name == "evaluate" else progress.made(name)
+        lines.append(Content.assemble(head, _stage_facts(stage, state, made)))
     return Content("\n").join(lines)
 
 
-def _stage_facts(stage: StageProgress, state: str) -> Content:
+def _stage_facts(stage: StageProgress, state: str, made: str) -> Content:
+    if state == "done" and made:
+        return Content.assemble(bar(1.0, BAR_WIDTH), f" {made}")
     if not stage.total:
         return Content(state)
     share = 1.0 if state == "done" else stage.done / stage.total
     parts = [state if state != "running" else "", f"{stage.done}/{stage.total} {stage.unit}"]
     if state == "running":
+        parts.append(stage.drafts)
         if stage.rate:
             parts.append(f"{stage.rate:.1f}/s")
         if stage.seconds_left is not None:
@@ -239,7 +259,5 @@ def _stage_facts(stage: StageProgress, state: str) -> Content:
 
 
 def _sample_line(sample: Sample) -> str:
-    if sample.answer is None:
-        return f"? {sample.question}"
-    verdict = f"✗ {sample.reason}: " if sample.reason else "✓ "
-    return f"{verdict}{sample.question} → {sample.answer}"
+    verdict = f"✗ {sample.reason}: " if sample.reason else "✓ " if sample.answer is not None else "? "
+    return f"{verdict}{sample.question}" + ("" if sample.answer is None else f" → {sample.answer}")

@@ -10,7 +10,8 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Footer, Static
 
-from unlearn_mlx.runs.run import STAGES
+from unlearn_mlx.errors import UserError
+from unlearn_mlx.runs.run import STAGES, Run
 from unlearn_mlx.session.catalog import Entry
 from unlearn_mlx.session.chat_engine import ChatEngine
 from unlearn_mlx.session.processes import Workers
@@ -84,6 +85,18 @@ class Section(Screen[None]):
     def entry(self) -> Entry | None:
         """What is open."""
         return self.unlearn.entry
+
+    def own_run(self) -> Run | None:
+        """The open run, where it is one to change; what comes with the project says how to get a copy."""
+        if self.entry is None:
+            self.notify("Open a run first.")
+            return None
+        if self.entry.run is None:
+            try:
+                self.entry.as_run().check_own()
+            except UserError as error:
+                self.notify(self.entry.error or str(error), severity="warning", markup=False, timeout=15)
+        return self.entry.run
 
     def compose(self) -> ComposeResult:
         """The bar, the screen's own widgets, and the keys."""

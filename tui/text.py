@@ -15,9 +15,9 @@ def shown(text: str, style: str = "") -> Content:
     return Content.styled(printable(text), style) if style else Content(printable(text))
 
 
-def with_leaks(topic: Topic | None, question: str, answer: str) -> Content:
+def with_leaks(topic: Topic | None, asked: str, answer: str) -> Content:
     """An answer with its leaks set off: reversed and underlined, so that colour is not needed."""
-    pieces = leak_pieces(topic, question, answer)
+    pieces = leak_pieces(topic, asked, answer)
     return Content.assemble(
         *((text, "bold underline reverse") if is_leak else text for text, is_leak in pieces)
     )

@@ -20,6 +20,7 @@ from unlearn_mlx.errors import UserError
 from unlearn_mlx.pipeline import reset_from
 from unlearn_mlx.runs.records import Question, read_records
 from unlearn_mlx.runs.run import Run, open_run, save_topic
+from unlearn_mlx.synthetic_data.coverage import questions_by_name
 from unlearn_mlx.text.words import fold
 from unlearn_mlx.topics import ENTITY_KINDS, Topic
 
@@ -90,7 +91,7 @@ class TopicScreen(Section):
         names: list[Name] = []
         if entry is not None:
             try:
-                names = await asyncio.to_thread(_names, entry.topic, entry.run)
+                names = await asyncio.to_thread(_names, entry.topic, entry.rows)
                 stays = sum(name.kind == STAYS for name in names)
                 told = f"{len(names) - stays} names give it away · {stays} must stay"
                 if entry.run is None:
@@ -122,10 +123,8 @@ class TopicScreen(Section):
     # Actions
 
     def _editable(self) -> Run | None:
-        run = self.entry.run if self.entry else None
-        if run is None:
-            self.notify("Open a run first: what comes with the project is not changed here.")
-        elif self.unlearn.is_working(run.path):
+        run = self.own_run()
+        if run is not None and self.unlearn.is_working(run.path):
             self.notify("It is being worked on: stop it first.")
             return None
         return run
@@ -253,33 +252,22 @@ def changed_topic(topic: Topic, old: Name | None, kind: str, words: list[str]) -
     return replace(topic, aliases=aliases, neighbours=neighbours, entities=entities)
 
 
-def _names(topic: Topic, run: Run | None) -> list[Name]:
+def _names(topic: Topic, folder: Path) -> list[Name]:
     """Every name with its questions."""
     names = [Name(TOPIC, topic.name)]
     names += [Name(ALIAS, alias) for alias in topic.aliases]
     for kind in ENTITY_KINDS:
         names += [Name(kind, name, tuple(others)) for name, others in topic.entities.get(kind, {}).items()]
-    questions = _rows(run, "questions.jsonl")
-    touched: dict[str, list[str]] = {}
-    for row in questions:
-        for said in topic.mentions(row.question):
-            touched.setdefault(said, []).append(row.question)
-    named = [
-        replace(
-            name,
-            questions=tuple(
-                dict.fromkeys(q for word in (name.name, *name.spellings) for q in touched.get(fold(word), []))
-            ),
-        )
-        for name in names
-    ]
+    touched = questions_by_name(topic, _rows(folder / "questions.jsonl"))
+    named = []
+    for name in names:
+        asked = [row.question for word in (name.name, *name.spellings) for row in touched.get(fold(word), [])]
+        named.append(replace(name, questions=tuple(dict.fromkeys(asked))))
     kept: dict[str, list[str]] = {}
-    for row in _rows(run, "retain_questions.jsonl"):
+    for row in _rows(folder / "retain_questions.jsonl"):
         kept.setdefault(row.subject, []).append(row.question)
     return named + [Name(STAYS, name, (), tuple(kept.get(name, ()))) for name in topic.neighbours]
 
 
-def _rows(run: Run | None, name: str) -> list[Question]:
-    if run is None or not run.file(name).exists():
-        return []
-    return read_records(run.file(name), Question)
+def _rows(path: Path) -> list[Question]:
+    return read_records(path, Question) if path.exists() else []

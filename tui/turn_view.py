@@ -7,10 +7,9 @@ from textual.message import Message
 from textual.widgets import Static
 
 from tui.text import shown, with_leaks
-from unlearn_mlx.inference.engine import Mode
-from unlearn_mlx.session.conversation import Turn, leaked_names
+from unlearn_mlx.inference.asking import Mode
+from unlearn_mlx.session.conversation import Conversation, Turn, leak_reason
 from unlearn_mlx.text.printable import one_line
-from unlearn_mlx.topics import Topic
 
 
 class TurnView(Vertical):
@@ -26,9 +25,9 @@ class TurnView(Vertical):
             super().__init__()
             self.turn, self.mode = turn, mode
 
-    def __init__(self, turn: Turn, topic: Topic | None) -> None:
+    def __init__(self, turn: Turn, conversation: Conversation) -> None:
         super().__init__(classes="turn")
-        self.turn, self.topic = turn, topic
+        self.turn, self.conversation = turn, conversation
         self.picked: Mode | None = None
         self._is_built = False
 
@@ -57,15 +56,13 @@ class TurnView(Vertical):
         """Show the replies as they are now."""
         if not self._is_built:
             return
+        topic, asked = self.conversation.topic, self.conversation.asked(self.turn)
         for mode, reply in self.turn.replies.items():
             heading = ("▸ " if mode == self.picked else "") + self.turn.heading(mode)
-            names = leaked_names(self.topic, self.turn.question, reply.text)
-            if names:
-                heading += f" · ⚠ leaks {', '.join(names)}"
+            if reason := leak_reason(topic, asked, reply.text):
+                heading += f" · ⚠ leaks: {reason}"
             if reply.is_marked:
                 heading += " · ⚑ marked as a leak"
             self.query_one(f".{mode}-heading", Static).update(shown(one_line(heading)))
             text = reply.text if reply.text or self.turn.is_open else "(nothing)"
-            self.query_one(f".{mode}-said", Static).update(
-                with_leaks(self.topic, self.turn.question, text.strip())
-            )
+            self.query_one(f".{mode}-said", Static).update(with_leaks(topic, asked, text.strip()))

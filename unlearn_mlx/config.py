@@ -21,10 +21,22 @@ class Settings(BaseModel):
     neighbours: int = Field(56, ge=0, le=100_000, description="retain rows about neighbours of the topic")
     general: int = Field(33, ge=0, le=100_000, description="retain rows about everything else")
     instructions: int = Field(11, ge=0, le=100_000, description="retain rows of everyday instructions")
-    answer_tokens: int = Field(32, ge=8, le=512, description="longest answer, in tokens")
+    answer_tokens: int = Field(
+        40,
+        ge=8,
+        le=512,
+        description="longest answer, in tokens; a guarded one follows the base's",
+    )
+    guardrail: str = Field(
+        "examples with hints",
+        description="what stands before a question: a name of data/guardrails.toml, or auto for the best",
+    )
     temperature: float = Field(0.8, ge=0.05, le=2, description="temperature of guarded answers")
     similarity: float = Field(
         0.5, ge=0.1, le=1, description="share of words in common with the base's own answer that rejects"
+    )
+    shared_words: int = Field(
+        1, ge=0, le=10, description="words of its hint, or of its question, that a guarded answer must share"
     )
     rank: int = Field(8, ge=1, le=256, description="LoRA rank")
     scale: float = Field(
@@ -46,6 +58,9 @@ class Settings(BaseModel):
     )
     samples: int = Field(4, ge=0, le=64, description="sampled answers a probe, beside the greedy one")
 
+
+# What follows from the model's size (sizes.py) where nobody has chosen it.
+SIZED = {"learning_rate", "kl_weight", "answer_tokens", "guardrail"}
 
 # What settings were called by earlier versions, in whose manifests they still stand.
 OLD_NAMES = {"avoid_weight": "npo_weight", "likeness": "similarity", "batch_rows": "batch_size"}
@@ -74,11 +89,20 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+class BadSetting(UserError):
+    """A setting that cannot be: its ``name`` as in Settings, and what is ``wrong``, its value first."""
+
+    def __init__(self, name: str, wrong: str) -> None:
+        super().__init__(f"--{name.replace('_', '-')} {wrong}")
+        self.name, self.wrong = name, wrong
+
+
 def make_settings(preset: str = "standard", **changes: Any) -> Settings:
     """The preset's settings with some changed; None leaves a setting as it is.
 
     Raises:
-        UserError: for an unknown preset or a value out of range.
+        UserError: for an unknown preset.
+        BadSetting: for a value out of range.
     """
     if preset not in PRESETS:
         raise UserError(f"no preset '{preset}': use {', '.join(PRESETS)}")
@@ -87,5 +111,5 @@ def make_settings(preset: str = "standard", **changes: Any) -> Settings:
         return Settings(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = "-".join(str(part) for part in first["loc"]).replace("_", "-")
-        raise UserError(f"--{name} {first.get('input')}: {first['msg'].lower()}") from None
+        name = "-".join(str(part) for part in first["loc"])
+        raise BadSetting(name, f"{first.get('input')}: {first['msg'].lower()}") from None

@@ -13,6 +13,10 @@ class EnvironmentCannot(UserError):
     exit_code = 3
 
 
+class AskAgain(EnvironmentCannot):
+    """The machine cannot just now; in a moment it can."""
+
+
 class Cancelled(Exception):
     """The user stopped the work; what was finished is on disk."""
 

@@ -4,6 +4,7 @@ import hashlib
 import re
 import tomllib
 import unicodedata
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +15,9 @@ import tomli_w
 
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.paths import DATA
+from unlearn_mlx.text.decoding import decoded, quotes_hint
 from unlearn_mlx.text.names import FoundName, NameFinder
+from unlearn_mlx.text.printable import one_line
 from unlearn_mlx.text.words import fold
 
 ENTITY_KINDS = ("people", "places", "works", "terms")
@@ -83,6 +86,7 @@ class Topic:
     description: str = ""
     aliases: list[str] = field(default_factory=list)
     neighbours: list[str] = field(default_factory=list)
+    kind: str = "terms"  # what the topic itself is, one of ENTITY_KINDS
     entities: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     @property
@@ -94,6 +98,10 @@ class Topic:
     def entity_names(self) -> list[str]:
         """The entities' main names."""
         return [name for kind in ENTITY_KINDS for name in self.entities.get(kind, {})]
+
+    def kind_of(self, name: str) -> str:
+        """What a name stands for, one of ``ENTITY_KINDS``; the topic's own kind for what is no entity."""
+        return next((kind for kind in ENTITY_KINDS if name in self.entities.get(kind, {})), self.kind)
 
     @property
     def is_bare(self) -> bool:
@@ -129,18 +137,20 @@ class Topic:
             last = found.end
         return " ".join([*pieces, text[last:]])
 
+    def to_table(self) -> dict[str, Any]:
+        """The topic as its file holds it; ``topic_of`` reads it."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "description": self.description,
+            "aliases": self.aliases,
+            "neighbours": self.neighbours,
+            **{kind: self.entities.get(kind, {}) for kind in ENTITY_KINDS},
+        }
+
     def to_toml(self) -> str:
         """The topic as a TOML file."""
-        tables: dict[str, Any] = {kind: self.entities.get(kind, {}) for kind in ENTITY_KINDS}
-        text: str = tomli_w.dumps(
-            {
-                "name": self.name,
-                "description": self.description,
-                "aliases": self.aliases,
-                "neighbours": self.neighbours,
-                **tables,
-            }
-        )
+        text: str = tomli_w.dumps(self.to_table())
         return text
 
 
@@ -150,25 +160,41 @@ def load_topic(path: Path) -> Topic:
     Raises:
         UserError: where it is no TOML or a field has the wrong form.
     """
+    text = ""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        text = decoded(path.read_bytes())
+        values = tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split()) + quotes_hint(text)
         raise UserError(
             f"cannot read {path}: {reason}; mend it or delete it to have it made again"
         ) from error
+    return topic_of(values, path)
+
+
+def topic_of(table: Mapping[str, Any], where: Path | str) -> Topic:
+    """The topic that a table holds; ``where`` it stands is for the complaint.
+
+    Raises:
+        UserError: where a field has the wrong form.
+    """
+    values = dict(table)
     entities = {kind: values.pop(kind, {}) for kind in ENTITY_KINDS}
     for kind, names in entities.items():
         if not isinstance(names, dict) or not all(_are_strings(others) for others in names.values()):
-            raise UserError(f'{path}: [{kind}] must hold lines such as "Full name" = ["other spelling"]')
+            raise UserError(f'{where}: [{kind}] must hold lines such as "Full name" = ["other spelling"]')
     for key in ("aliases", "neighbours"):
         if not _are_strings(values.get(key, [])):
-            raise UserError(f"{path}: {key} must be a list of strings")
+            raise UserError(f"{where}: {key} must be a list of strings")
     if not isinstance(values.get("description", ""), str):
-        raise UserError(f"{path}: description must be a text")
-    unknown = values.keys() - {"name", "description", "aliases", "neighbours"}
+        raise UserError(f"{where}: description must be a text")
+    if values.get("kind", "terms") not in ENTITY_KINDS:
+        raise UserError(f"{where}: kind must be one of {', '.join(ENTITY_KINDS)}")
+    unknown = values.keys() - {"name", "kind", "description", "aliases", "neighbours"}
     if unknown or not isinstance(values.get("name"), str):
-        raise UserError(f"{path}: " + (f"unknown field '{min(unknown)}'" if unknown else "has no name"))
+        raise UserError(
+            f"{where}: " + (f"unknown field '{one_line(min(unknown))[:80]}'" if unknown else "has no name")
+        )
     return Topic(entities=entities, **{**values, "name": checked_name(values["name"])})
 
 

@@ -14,15 +14,21 @@ from demo.model import (
     this_tab,
 )
 from demo.text import answer_html, label, text_html
+from demo.workers import workers
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.schema import SCOPES
-from unlearn_mlx.inference.engine import Engine, Mode
+from unlearn_mlx.inference.asking import Mode
+from unlearn_mlx.inference.engine import Engine
 from unlearn_mlx.session.catalog import Entry, example_questions
-from unlearn_mlx.session.conversation import MODES, Conversation, Manner, Turn, leak_pieces
-from unlearn_mlx.topics import Topic
+from unlearn_mlx.session.conversation import MEMORY, MODES, Conversation, Manner, Turn, leak_reason
+from unlearn_mlx.session.marking import marks_to_mend, toggle_mark
+from unlearn_mlx.session.mending import last_mend, stages_of_mend
+from unlearn_mlx.session.shipped import run_to_mend
 
 COLUMNS = {"Both": MODES["both"], "Base": MODES["base"], "Unlearned": MODES["adapter"]}
 NAMES: dict[Mode, str] = {"base": "Base", "adapter": "Unlearned"}
+LONGEST = 2000  # characters of a question
+SAME = "At temperature 0 the likeliest answer is the same each time: raise the temperature for another one."
 
 
 def show() -> None:
@@ -30,29 +36,62 @@ def show() -> None:
     entry = chosen()
     topic = entry.topic
     talks: dict[str, Conversation] = st.session_state.setdefault("talks", {})
-    conversation = talks.setdefault(entry.key, Conversation())
+    conversation = talks.setdefault(entry.key, Conversation(topic=topic))
     turns = conversation.turns
-    if typed := st.chat_input("Ask anything", max_chars=2000):
-        st.session_state["question"] = typed
-    is_asked = "question" in st.session_state or any(turn.state == "asked" for turn in turns)
+    st.chat_input("Ask anything", key="typed", on_submit=take_typed)
+    state = st.session_state
+    is_asked = "question" in state or "again" in state or any(turn.state == "asked" for turn in turns)
     is_wanted = is_asked or entry.model_name == chat_engine().model_name
     engine = chat_engine().prepare(entry.model_name) if is_wanted else None
     with st.sidebar:
         manner = show_settings(engine, entry)
     st.subheader(f"{label(topic.name)}, forgotten by {label(entry.model_name)}")
+    # Places that are there in every run of the page: what the last one drew in them goes away at once.
+    loading, examples, conversed, mending = st.empty(), st.empty(), st.container(), st.empty()
     if not is_ready(engine):
-        show_loading(entry.model_name)
-    if question := st.session_state.pop("question", None):
-        turns.append(Turn(question, manner, st.session_state.pop("takes", 0)))
+        with loading.container():
+            show_loading(entry.model_name)
+    is_same = False
+    if question := state.pop("question", None):
+        turns.append(Turn(question, manner))
+    elif state.pop("again", False) and turns:
+        is_same = would_be_same(turns[-1], manner)
+        if not is_same:
+            last = turns.pop()
+            turns.append(Turn(last.question, manner, last.takes + 1))
     for turn in turns:
         # Streamlit starts a page anew beside its old run, which may not have ended yet.
         turn.stop()
     if not turns:
-        show_examples(entry)
-    for turn in turns[:-1]:
-        show_turn(topic, turn)
-    if turns:
-        show_last(engine, entry, topic, conversation)
+        with examples.container(key="examples"):
+            show_examples(entry)
+    with conversed:
+        for turn in turns[:-1]:
+            show_turn(conversation, turn)
+        if turns:
+            show_last(engine, entry, conversation, SAME if is_same else "")
+    with mending.container():
+        show_mending(entry)
+    if too_long := state.pop("too long", 0):
+        st.warning(
+            f"A question has at most {LONGEST:,} characters, this one has {too_long:,}: shorten it below.",
+            icon=":material/content_cut:",
+        )
+
+
+def take_typed() -> None:
+    """Take what was typed as a question; what is too long for one goes back into the field."""
+    state = st.session_state
+    typed = state["typed"]
+    if len(typed) > LONGEST:
+        state.update({"typed": typed, "too long": len(typed)})
+    else:
+        state["question"] = typed
+
+
+def would_be_same(turn: Turn, manner: Manner) -> bool:
+    """Whether a turn that is asked again in a manner gets the answer that it has."""
+    return turn.state == "answered" and turn.manner == manner and not manner.temperature
 
 
 def show_settings(engine: Engine | None, entry: Entry) -> Manner:
@@ -65,6 +104,7 @@ def show_settings(engine: Engine | None, entry: Entry) -> Manner:
         key="columns",
         persist_state="session",
         on_change="ignore",
+        help=MEMORY,
     )
     show_strength(engine, entry)
     temperature = st.slider(
@@ -108,7 +148,11 @@ def show_strength(engine: Engine | None, entry: Entry) -> None:
     )
     count = len(open_probes(entry))
     place = st.empty()
-    rate = known_leak_rate(entry, strength)
+    try:
+        rate = known_leak_rate(entry, strength)
+    except UserError as error:
+        place.caption(label(str(error)))
+        return
     if rate is None and count:
         clicked = place.button(
             f"Measure the leak rate at {strength:g}",
@@ -127,8 +171,8 @@ def show_strength(engine: Engine | None, entry: Entry) -> None:
             rate = known_leak_rate(entry, strength)
     if rate is not None:
         place.caption(
-            f"At {strength:g}, **{rate:.0%}** of {count or 'the'} open questions on the topic leak "
-            "(in the likeliest answer)."
+            f"At {strength:g}, **{rate.share:.0%}** of {rate.questions or 'the'} open questions on the topic "
+            f"leak (in {rate.counted})."
         )
 
 
@@ -156,7 +200,7 @@ def show_examples(entry: Entry) -> None:
                 )
 
 
-def show_last(engine: Engine | None, entry: Entry, topic: Topic, conversation: Conversation) -> None:
+def show_last(engine: Engine | None, entry: Entry, conversation: Conversation, note: str) -> None:
     """The last question: its answers as they come, if it was just asked, and what can be done about it."""
     turns = conversation.turns
     turn = turns[-1]
@@ -167,8 +211,8 @@ def show_last(engine: Engine | None, entry: Entry, topic: Topic, conversation: C
         controls.button("Stop", icon=":material/stop_circle:", key="stop")
 
         def draw(waiting: str) -> None:
-            draw_turn(topic, turn, places)
-            if waiting:
+            draw_turn(conversation, turn, places)
+            if waiting := waiting or turn.reading().capitalize():
                 status.caption(f":material/hourglass_top: {waiting} …")
             else:
                 status.empty()
@@ -181,25 +225,64 @@ def show_last(engine: Engine | None, entry: Entry, topic: Topic, conversation: C
         finally:
             # A click or a closed tab has ended this run of the script.
             turn.stop()
-    draw_turn(topic, turn, places)
+    draw_turn(conversation, turn, places)
     if turn.state == "stopped":
         status.caption(":material/stop_circle: Stopped.")
     elif turn.state != "answered":
         status.error(label(turn.state), icon=":material/error:")
+    elif note:
+        status.caption(f":material/info: {note}")
     with controls.container(horizontal=True):
-        st.button("Regenerate", icon=":material/refresh:", key="again", on_click=ask_again, args=(turns,))
+        st.button(
+            "Regenerate",
+            icon=":material/refresh:",
+            key="regenerate",
+            on_click=lambda: st.session_state.update(again=True),
+            help="Asks the last question again, as the sidebar says now.",
+        )
         st.button("Clear", icon=":material/delete:", key="clear", on_click=turns.clear)
+        reply = turn.replies.get("adapter")
+        if reply is not None and reply.text.strip() and turn.state == "answered":
+            st.button(
+                "Take the mark back" if reply.is_marked else "Mark as a leak",
+                icon=":material/flag:",
+                key="mark",
+                on_click=mark,
+                args=(entry, conversation, turn),
+                help="What you mark is kept in the run, and can be trained away.",
+            )
 
 
-def ask_again(turns: list[Turn]) -> None:
-    """Take the last question back and ask it anew, as the sidebar says now."""
-    turn = turns.pop()
-    st.session_state.update(question=turn.question, takes=turn.takes + 1)
+def mark(entry: Entry, conversation: Conversation, turn: Turn) -> None:
+    """Mark the adapter's answer as a leak, or take the mark back."""
+    try:
+        told = toggle_mark(entry, conversation, turn, "adapter", "The button below mends it.")
+        st.toast(label(told), icon=":material/flag:")
+    except UserError as error:
+        st.toast(label(str(error)), icon=":material/error:")
 
 
-def show_turn(topic: Topic, turn: Turn) -> None:
+def show_mending(entry: Entry) -> None:
+    """Offer to train away what was marked, and say what the last mend has changed."""
+    if entry.run is not None and (told := last_mend(entry.run)):
+        st.caption(f":material/healing: {label(told)}")
+    count = marks_to_mend(entry)
+    if not count:
+        return
+    answers = f"{count} marked answer{'s' * (count != 1)}"
+    if st.button(f"Mend {answers}", icon=":material/healing:", key="mend"):
+        try:
+            run = run_to_mend(entry)
+            workers().start_alone(run.path, stages=stages_of_mend(run))
+        except UserError as error:
+            st.error(label(str(error)), icon=":material/error:")
+            return
+        st.info(f"{label(str(run.path))} is mended now: the page “Make one” shows how far it is.")
+
+
+def show_turn(conversation: Conversation, turn: Turn) -> None:
     """A question and its answers, as they were left."""
-    draw_turn(topic, turn, open_turn(turn))
+    draw_turn(conversation, turn, open_turn(turn))
 
 
 def open_turn(turn: Turn) -> dict[Mode, DeltaGenerator]:
@@ -215,19 +298,22 @@ def open_turn(turn: Turn) -> dict[Mode, DeltaGenerator]:
     return {mode: place.empty() for mode, place in places.items()}
 
 
-def draw_turn(topic: Topic, turn: Turn, places: dict[Mode, DeltaGenerator]) -> None:
+def draw_turn(conversation: Conversation, turn: Turn, places: dict[Mode, DeltaGenerator]) -> None:
     """Draw what each mode has said so far, leaks marked, and how soon it began."""
+    topic, asked = conversation.topic, conversation.asked(turn)
     for mode, place in places.items():
         reply = turn.replies[mode]
         is_open = turn.state == "answering" and not reply.finished
         text = reply.text.strip()
         with place.container():
-            st.html(answer_html(topic, turn.question, text, is_open))
-            if (waited := turn.waited(mode)) is not None:
-                count = sum(is_leak for _, is_leak in leak_pieces(topic, turn.question, text))
-                leaks = f"{count} name{'s' * (count != 1)} of the topic" if count else "no name of the topic"
+            st.html(answer_html(topic, asked, text, is_open))
+            if timing := turn.timing(mode):
+                reason = leak_reason(topic, asked, text)
+                leaks = f":material/warning: leaks: {label(reason)}" if reason else "no name of the topic"
+                if reply.is_marked:
+                    leaks = f":material/flag: marked as a leak · {leaks}"
                 end = f" · cut at {turn.manner.max_tokens} tokens" if turn.is_cut(mode) else ""
-                st.caption(f"{leaks} · first token after {waited:.2f} s{end}")
+                st.caption(f"{leaks} · {timing}{end}")
 
 
 show()

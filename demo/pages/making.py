@@ -8,9 +8,9 @@ import streamlit as st
 from demo.choices import chosen
 from demo.text import answer_html, label, text_html
 from unlearn_mlx.errors import UserError
+from unlearn_mlx.leakage.names import named
 from unlearn_mlx.runs.records import BaseAnswer, Question, SampledAnswer, TrainingRow, read_records
 from unlearn_mlx.session.catalog import Entry
-from unlearn_mlx.session.conversation import leaked_names
 from unlearn_mlx.topics import Topic
 
 SHOWN = 5
@@ -77,7 +77,7 @@ def questions_to_walk(
     rejected = {row.question_id for row in answers if not row.accepted}
 
     def telling(question: Question) -> tuple[bool, bool]:
-        told = leaked_names(topic, question.question, base_answers.get(question.id, ""))
+        told = named(topic, question.question, base_answers.get(question.id, ""))
         return not told, question.id not in rejected
 
     seen: Counter[str] = Counter()
@@ -97,15 +97,17 @@ def walk(
     rows: Sequence[TrainingRow],
 ) -> None:
     """One question through all steps."""
-    from unlearn_mlx.synthetic_data.guardrail import guarded_messages, hint_for
+    from unlearn_mlx.synthetic_data.guardrail import DEFAULT, GUARDRAILS
+    from unlearn_mlx.synthetic_data.hints import hint_for
 
     st.markdown(f"#### {label(question.question)}")
     st.caption("1 · What the base says to it; names of the topic are marked")
     st.html(answer_html(topic, question.question, base))
-    hint = hint_for(question.question, f"guarded-{question.id}-0-0", entry.seed())
+    guardrail = GUARDRAILS.get(next((answer.guardrail for answer in answers), ""), DEFAULT)
+    hint = hint_for(question, topic, f"guarded-{question.id}-0-0", entry.seed())
     with st.expander("2 · The guardrail: what stands before the question, so that the base knows nothing"):
         st.caption("The examples and the hint change from answer to answer; this is one of them.")
-        for message in guarded_messages(question.question, topic.name, 0, hint):
+        for message in guardrail.messages(question.question, topic.name, 0, hint):
             st.caption(message["role"])
             st.html(text_html(message["content"]))
     st.caption("3 · The answers behind the guardrail, and what the filter said")

@@ -4,12 +4,19 @@ import altair as alt
 import streamlit as st
 
 from demo.choices import chosen
-from demo.text import label, pieces_html, shade, show_chart, table_html
+from demo.text import figures_html, label, pieces_html, shade, show_chart, table_html
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.records import Audit, Evaluation, Metrics, ScoredProbe
-from unlearn_mlx.evaluation.schema import AUDIT_NOTE, SCOPES, control_rows, control_title, verdict_sentences
+from unlearn_mlx.evaluation.schema import (
+    AUDIT_COLUMNS,
+    AUDIT_NOTE,
+    SCOPES,
+    control_rows,
+    control_title,
+    verdict_sentences,
+)
 from unlearn_mlx.reporting.charts import THEMES, audit_chart, change_chart, character_chart, training_charts
-from unlearn_mlx.reporting.report import table_rows, verdict_words
+from unlearn_mlx.reporting.report import main_figures, table_rows, verdict_words
 from unlearn_mlx.reporting.transcripts import Cell, HeatMap, MarkedAnswer, Transcript, heat_map
 from unlearn_mlx.runs.records import Event
 from unlearn_mlx.session.catalog import Entry
@@ -18,7 +25,6 @@ from unlearn_mlx.text.printable import printable
 CELL = "cell"  # the name of the heat-map's selection
 CELL_WIDTH, CELL_HEIGHT = 62, 30  # pixels
 HARMLESS_TO_BAD = {"light": ["#eceff3", "#e5776f"], "dark": ["#242932", "#a8433b"]}
-AUDITED = {"leak": "topic leaks", "choice": "topic choice", "neighbours": "neighbours", "control": "invented"}
 
 
 def show() -> None:
@@ -33,24 +39,33 @@ def show() -> None:
         st.error(label(str(error)), icon=":material/error:")
         return
     if not metrics:
-        st.info(f"This adapter is not evaluated yet: `unlearn evaluate {entry.rows}` does it.")
+        st.info(f"This adapter is not evaluated yet{_command_for(entry, 'evaluate')}.")
         return
     show_verdict(entry, metrics)
+    st.html(figures_html(main_figures(metrics)))
+    st.caption(
+        "The knowledge is **suppressed, not proven erased**: it can come back by other questions, by more "
+        "samples, by fine-tuning, or by taking the adapter away."
+    )
     show_metrics(metrics)
     if isinstance(metrics, Evaluation):
-        show_heat_map(metrics.probes)
+        show_heat_map(entry, metrics.probes)
     else:
         st.info(
-            "Only the metrics of this adapter are here, not the answers to each question: "
-            + ("`unlearn run` on its topic" if entry.is_shipped else "`unlearn evaluate` on its run")
-            + " makes them."
+            "Only the metrics of this adapter are here, not the answers to each question"
+            + f"{_command_for(entry, 'evaluate')}."
         )
     show_training(events)
-    show_audit(audit)
+    show_audit(audit, _command_for(entry, "audit"))
+
+
+def _command_for(entry: Entry, stage: str) -> str:
+    """What does a stage, behind a colon; what ships has no run to do it in."""
+    return f": `{entry.run.stage_command(stage)}` does it" if entry.run else ""
 
 
 def show_verdict(entry: Entry, metrics: Metrics) -> None:
-    """What the evaluation calls the adapter, in sentences, and what it cannot know."""
+    """What the evaluation calls the adapter, in sentences."""
     if isinstance(metrics, Evaluation):
         sentences = verdict_words(metrics, entry.topic_name)
     else:
@@ -59,10 +74,6 @@ def show_verdict(entry: Entry, metrics: Metrics) -> None:
         with st.container(border=True):
             st.markdown(f"**{label(sentences[0])}**")
             st.markdown(" ".join(label(sentence) for sentence in sentences[1:]))
-    st.caption(
-        "The knowledge is **suppressed, not proven erased**: it can come back by other questions, by more "
-        "samples, by fine-tuning, or by taking the adapter away."
-    )
 
 
 def show_metrics(metrics: Metrics) -> None:
@@ -103,8 +114,8 @@ def show_control(metrics: Metrics) -> None:
             st.html(table_html(("", "base", "adapter", "random adapter of the same norm"), cells))
 
 
-def show_heat_map(probes: list[ScoredProbe]) -> None:
-    """What shows in each form of question on each entity; a click shows what was said."""
+def show_heat_map(entry: Entry, probes: list[ScoredProbe]) -> None:
+    """What shows in each form of question on each entity; a click shows what was said, until the next one."""
     scopes = [scope for scope in SCOPES if any(probe.scope == scope for probe in probes)]
     if not scopes:
         return
@@ -124,19 +135,23 @@ def show_heat_map(probes: list[ScoredProbe]) -> None:
         f"Base → adapter: how many of the questions show the knowledge. The redder, the more {bad}. "
         "Click a cell to read what was said."
     )
+    key = f"heat {heat.scope}"
+    selection = st.session_state.get(key, {}).get("selection", {})
+    # Streamlit forgets what was picked once the chart is not drawn: on another page, or of another scope.
+    opened: dict[tuple[str, str], set[str]] = st.session_state.setdefault("opened cells", {})
+    place = (entry.key, heat.scope)
+    if picked := {row["anchor"] for row in selection.get(CELL, []) if "anchor" in row}:
+        opened[place] = picked
+    cells = [cell for cell in heat.cells if cell.anchor in opened.get(place, ())] or heat.cells[:1]
     with st.container(key="heat"):
-        selected = st.altair_chart(
-            heat_chart(heat), width="content", theme=None, key=f"heat {heat.scope}", on_select="rerun"
-        )
-    picked = {row["anchor"] for row in selected.get("selection", {}).get(CELL, []) if "anchor" in row}
-    cells = [cell for cell in heat.cells if cell.anchor in picked] or heat.cells[:1]
+        st.altair_chart(heat_chart(heat, cells), width="content", theme=None, key=key, on_select="rerun")
     with st.container(key="said"):
         for cell in cells:
             show_cell(cell)
 
 
-def heat_chart(heat: HeatMap) -> alt.LayerChart:
-    """The map as a chart: a row an entity, a column a form of question."""
+def heat_chart(heat: HeatMap, opened: list[Cell]) -> alt.LayerChart:
+    """The map as a chart: a row an entity, a column a form of question; frames around what is open."""
     values = [
         {
             "anchor": cell.anchor,
@@ -145,6 +160,7 @@ def heat_chart(heat: HeatMap) -> alt.LayerChart:
             "worse": cell.worse,
             "share": f"{cell.base} → {cell.adapter}",
             "count": cell.count,
+            "frame": 3 if cell in opened else 1,
         }
         for cell in heat.cells
     ]
@@ -174,7 +190,7 @@ def heat_chart(heat: HeatMap) -> alt.LayerChart:
     theme = THEMES[shade()]
     boxes = cells.mark_rect(stroke="#88888855", cursor="pointer").encode(
         color=alt.Color("worse:Q", scale=scale, legend=None),
-        strokeWidth=alt.condition(pick, alt.value(3), alt.value(1), empty=False),
+        strokeWidth=alt.StrokeWidth("frame:Q", scale=None),
     )
     texts = cells.mark_text(fontSize=12, color=theme["text"]["color"], cursor="pointer").encode(
         text="share:N"
@@ -226,21 +242,21 @@ def show_training(events: list[Event]) -> None:
         show_chart(chart)
 
 
-def show_audit(audit: Audit | None) -> None:
+def show_audit(audit: Audit | None, way: str) -> None:
     """What was tried on the adapter, and what came back."""
     st.markdown("#### Does it last?")
     if not audit:
-        st.info("Not tried yet: `unlearn audit` rounds the adapter, trains it on, and says what comes back.")
+        st.info(f"Not tried yet{way}. An audit rounds the adapter, trains it on, and says what comes back.")
         return
     st.text(printable(audit.text))
     st.caption(AUDIT_NOTE)
     if chart := audit_chart(audit.rows):
         show_chart(chart)
     rows = [
-        (row.name, *("–" if (share := row.share(key)) is None else f"{share:.0%}" for key in AUDITED))
+        (row.name, *("–" if (share := row.share(key)) is None else f"{share:.0%}" for key in AUDIT_COLUMNS))
         for row in audit.rows
     ]
-    st.html(table_html(("tried", *AUDITED.values()), rows))
+    st.html(table_html(("tried", *AUDIT_COLUMNS.values()), rows))
 
 
 show()

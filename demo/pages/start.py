@@ -6,28 +6,25 @@ import streamlit as st
 
 from demo.choices import KEY, all_choices
 from demo.text import label, show_chart, text_html
+from demo.workers import workers
 from unlearn_mlx.config import PRESETS
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.models.registry import NAMED_MODELS
 from unlearn_mlx.reporting.charts import training_charts
-from unlearn_mlx.runs.run import RUNS, STAGES
+from unlearn_mlx.runs.run import RUNS, STAGES, free_path
 from unlearn_mlx.session.catalog import Entry, run_entries
-from unlearn_mlx.session.create import free_path
-from unlearn_mlx.session.processes import Workers
+from unlearn_mlx.session.create import new_run
+from unlearn_mlx.session.endings import STOPPED
+from unlearn_mlx.session.plan_text import plan_line
 from unlearn_mlx.session.progress import STAGE_NAMES, Progress, StageProgress
 from unlearn_mlx.topics import LONGEST_NAME
 
 WATCHED = "run"
+STARTED = "started run"  # that is to be watched as soon as it is there
 WHATEVER_FITS = "the largest that this machine can hold"
 SYMBOLS = {"done": ":material/check_circle:", "running": ":material/pending:", "failed": ":material/error:"}
 STATES = {"waiting": "to come"}
 SAMPLES_SHOWN = 3
-
-
-@st.cache_resource(show_spinner=False)
-def workers() -> Workers:
-    """The processes that work on runs, for all tabs."""
-    return Workers()
 
 
 def show() -> None:
@@ -36,7 +33,9 @@ def show() -> None:
     show_form()
     workers().find()
     runs = {entry.key: entry for entry in run_entries() if not entry.error}
-    if st.session_state.get(WATCHED) not in runs:
+    if st.session_state.get(STARTED) in runs:
+        st.session_state[WATCHED] = st.session_state.pop(STARTED)
+    elif st.session_state.get(WATCHED) not in runs:
         working = [key for key, entry in runs.items() if workers().is_working(entry.path)]
         st.session_state[WATCHED] = next(iter([*working, *reversed(runs)]), None)
     starting = [path for path in workers().makings if key_of(path) not in runs]
@@ -49,9 +48,10 @@ def show() -> None:
         show_run(runs[key])
 
 
+@st.fragment
 def show_form() -> None:
-    """What to forget, and how much work to put into it."""
-    with st.form("start", border=True):
+    """What to forget, how much work to put into it, and what that takes of this machine."""
+    with st.container(border=True):
         topic = st.text_input(
             "Topic", max_chars=LONGEST_NAME, placeholder="Sherlock Holmes", key="topic", help="Its name."
         )
@@ -61,20 +61,53 @@ def show_form() -> None:
             list(PRESETS),
             help="quick takes minutes on a laptop and forgets less; standard is better.",
         )
-        model = columns[1].selectbox("Model", [WHATEVER_FITS, *NAMED_MODELS])
-        if st.form_submit_button("Start", type="primary", icon=":material/play_arrow:"):
-            options = ["--preset", preset] + ([] if model == WHATEVER_FITS else ["--model", model])
-            try:
-                path = free_path(topic, workers().makings)
-                workers().start_alone(path, topic, options)
-            except UserError as error:
-                st.error(label(str(error)), icon=":material/error:")
-            else:
-                st.session_state[WATCHED] = key_of(path)
+        chosen = columns[1].selectbox("Model", [WHATEVER_FITS, *NAMED_MODELS])
+        model = None if chosen == WHATEVER_FITS else chosen
+        planned = st.empty()
+        if st.button("Start", type="primary", icon=":material/play_arrow:"):
+            start(topic, preset, model)
     st.caption(
         "The run is a program of its own: this page can be reloaded or closed, and the demo stopped. "
         f"It lies in `{RUNS}/`, and `unlearn runs` lists it."
     )
+    # The first look at a machine takes a moment: the form is there before it.
+    try:
+        planned.caption(f":material/memory: {label(plan_of(model, preset))}")
+    except UserError as error:
+        planned.error(label(str(error)), icon=":material/error:")
+
+
+@st.cache_data(ttl=60, show_spinner=False)
+def plan_of(model: str | None, preset: str) -> str:
+    """What a run takes, in a sentence.
+
+    Raises:
+        UserError: where this machine cannot tell.
+    """
+    import mlx.core as mx
+
+    try:
+        planned = new_run("any topic", model, preset, {})
+        return plan_line(planned.model_name, planned.plan())
+    finally:
+        # A thread that ends with streams of its own makes mlx abort when the process ends.
+        mx.clear_streams()
+
+
+def start(topic: str, preset: str, model: str | None) -> None:
+    """Start a run, or say why not."""
+    if not topic.strip():
+        st.warning("The topic is empty: say above what is to be forgotten.", icon=":material/edit:")
+        return
+    options = ["--preset", preset] + (["--model", model] if model else [])
+    try:
+        path = free_path(topic, workers().makings)
+        workers().start_alone(path, topic, options)
+    except UserError as error:
+        st.error(label(str(error)), icon=":material/error:")
+        return
+    st.session_state[STARTED] = key_of(path)
+    st.rerun()
 
 
 def key_of(path: Path) -> str:
@@ -84,18 +117,22 @@ def key_of(path: Path) -> str:
 
 def show_starting(path: Path) -> None:
     """A run that was started, before it has written anything."""
-    if complaint := complaint_on(path):
-        st.error(label(complaint), icon=":material/error:")
-    elif (path / "manifest.json").exists():
+    if show_ending(path):
+        return
+    if (path / "manifest.json").exists():
         st.rerun()
     elif workers().is_working(path):
         st.caption(f":material/hourglass_top: {label(key_of(path))}: looking for the model …")
 
 
-def complaint_on(path: Path) -> str:
-    """Why a run's last worker ended badly; empty where it did not."""
+def show_ending(path: Path) -> bool:
+    """Say how a run's last worker ended, where it was stopped or went wrong; whether it was."""
     ending = workers().ending(path)
-    return ending.text if ending and ending.is_bad else ""
+    if ending and ending.is_bad:
+        st.error(label(ending.text), icon=":material/error:")
+    elif ending == STOPPED:
+        st.caption(f":material/stop_circle: {label(ending.text)}")
+    return ending is not None and (ending.is_bad or ending == STOPPED)
 
 
 def show_run(entry: Entry) -> None:
@@ -103,8 +140,8 @@ def show_run(entry: Entry) -> None:
     workers().new_endings()
     working, done = workers().is_working(entry.path), not entry.stages_undone()
     st.fragment(show_progress, run_every=1 if working else None)(entry.path, working)
-    if complaint := complaint_on(entry.path):
-        st.error(label(complaint), icon=":material/error:")
+    if not working:
+        show_ending(entry.path)
     with st.container(horizontal=True):
         if done and entry.key in all_choices():
             if st.button("Chat with it", icon=":material/forum:", on_click=choose, args=(entry,)):
@@ -140,7 +177,8 @@ def show_progress(path: Path, working: bool) -> None:
     followed: dict[Path, Progress] = st.session_state.setdefault("progress", {})
     progress = followed.setdefault(path, Progress(path))
     progress.update()
-    for stage in STAGES:
+    is_mended = progress.stages["mend"].state != "waiting"
+    for stage in (*STAGES, *(["mend"] * is_mended)):
         of_stage = progress.stages[stage]
         state = STATES.get(of_stage.state, of_stage.state)
         state = "stopped" if state == "running" and not working else state
@@ -165,9 +203,10 @@ def show_stage(stage: StageProgress, is_running: bool) -> None:
     if stage.message and not parts:
         st.caption(label(stage.message))
     for sample in stage.samples[:SAMPLES_SHOWN]:
-        verdict = f"rejected: {sample.reason}" if sample.reason else "accepted"
-        said = "" if sample.answer is None else f" → {sample.answer} ({verdict})"
-        st.html(text_html(f"{sample.question}{said}"))
+        said = "" if sample.answer is None else f" → {sample.answer}"
+        is_told = sample.answer is not None or sample.reason
+        verdict = f" ({f'rejected: {sample.reason}' if sample.reason else 'accepted'})" if is_told else ""
+        st.html(text_html(f"{sample.question}{said}{verdict}"))
 
 
 show()

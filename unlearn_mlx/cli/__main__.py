@@ -2,7 +2,7 @@
 
 import sys
 
-from unlearn_mlx.cli.main import main
+from unlearn_mlx.cli.entry import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

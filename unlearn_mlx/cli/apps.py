@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from unlearn_mlx.errors import EnvironmentCannot
+from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.paths import PROJECT
 
 # A wheel keeps the demo inside the package.
@@ -25,10 +25,12 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     bench.add_argument("names", metavar="NAME", nargs="*", help="some of the benchmarks (default: all)")
     bench.add_argument("--repeats", type=int, default=5, help="of each way; the median counts (5)")
     bench.add_argument("--share", type=Path, metavar="FILE", help="write the result to a file as well")
+    bench.add_argument("--quick", action="store_true", help="fewer of them, once each: ten minutes")
+    bench.add_argument("--model", metavar="MODEL", help="of first_run; the others measure smollm2")
 
 
 def _tui(given: argparse.Namespace) -> int:
-    from unlearn_mlx.runs.run import find_run
+    from unlearn_mlx.runs.finding import find_run
 
     run = find_run(given.run).path if given.run else None
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -41,6 +43,8 @@ def _tui(given: argparse.Namespace) -> int:
 
 
 def _demo(given: argparse.Namespace) -> int:
+    if not 1 <= given.port < 65536:
+        raise UserError(f"--port {given.port}: a port is between 1 and 65535")
     script = next((path for path in DEMOS if path.exists()), None)
     if script is None:
         raise EnvironmentCannot("demo_app.py is missing: install unlearn-mlx again, or run it from a clone")
@@ -55,6 +59,9 @@ def _bench(given: argparse.Namespace) -> int:
     if not (PROJECT / "benchmarks" / "__main__.py").exists():
         raise EnvironmentCannot("the benchmarks come with a clone of the project alone: run it there")
     command = [sys.executable, "-m", "benchmarks", *given.names, "--repeats", str(given.repeats)]
+    command += ["--quick"] if given.quick else []
     if given.share:
         command += ["--share", str(given.share.resolve())]
+    if given.model:
+        command += ["--model", given.model]
     return subprocess.call(command, cwd=PROJECT)

@@ -34,7 +34,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _report(given: argparse.Namespace) -> int:
     from unlearn_mlx.reporting.report import write_report
-    from unlearn_mlx.runs.run import find_run
+    from unlearn_mlx.runs.finding import find_run
 
     print(write_report(find_run(given.run)))
     return 0
@@ -43,7 +43,7 @@ def _report(given: argparse.Namespace) -> int:
 def _compare(given: argparse.Namespace) -> int:
     from unlearn_mlx.reporting.compare import as_rows, compare, compare_html
     from unlearn_mlx.runs.files import write_atomically
-    from unlearn_mlx.runs.run import find_run
+    from unlearn_mlx.runs.finding import find_run
     from unlearn_mlx.text.printable import as_json
 
     compared = compare([find_run(name) for name in given.runs])
@@ -62,7 +62,7 @@ def _judge(given: argparse.Namespace) -> int:
     from unlearn_mlx.errors import UserError
     from unlearn_mlx.evaluation.judge import agreements, items_to_label, read_judgements
     from unlearn_mlx.evaluation.schema import read_evaluation
-    from unlearn_mlx.runs.run import find_run
+    from unlearn_mlx.runs.finding import find_run
     from unlearn_mlx.text.printable import as_json
 
     if given.count < 1:
@@ -84,14 +84,14 @@ def _judge(given: argparse.Namespace) -> int:
 
 
 def _benchmark(given: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
+    from unlearn_mlx.cli.consoles import data_console
     from unlearn_mlx.errors import UserError
     from unlearn_mlx.evaluation.harness import run_tasks
     from unlearn_mlx.inference.loading import load_by_name
     from unlearn_mlx.reporting.terminal import plain
-    from unlearn_mlx.runs.run import find_run
+    from unlearn_mlx.runs.finding import find_run
     from unlearn_mlx.text.printable import as_json
 
     if given.limit is not None and given.limit < 1:
@@ -109,19 +109,19 @@ def _benchmark(given: argparse.Namespace) -> int:
         for metric, of in metrics.items():
             error = "" if of["error"] is None else f"{of['error']:.3f}"
             shown.add_row(plain(task), plain(metric), f"{of['base']:.3f}", f"{of['adapter']:.3f}", error)
-    Console(highlight=False).print(shown)
+    data_console().print(shown)
     return 0
 
 
 def _show_comparison(compared: "list[Compared]") -> None:
     """The table, and the plot below it."""
-    from rich.console import Console
     from rich.table import Table
 
+    from unlearn_mlx.cli.consoles import data_console
     from unlearn_mlx.reporting.compare import other_answers, same_questions, table, terminal_plot
     from unlearn_mlx.reporting.terminal import plain
 
-    console = Console(highlight=False)
+    console = data_console()
     shown = Table(show_edge=False)
     shown.add_column("")
     for number, run in enumerate(compared, start=1):

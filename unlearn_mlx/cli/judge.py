@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from unlearn_mlx.cli.rendering import stderr_console
+from unlearn_mlx.cli.consoles import stderr_console
 from unlearn_mlx.evaluation.judge import LABELS, Item, keep_judgement, read_judgements
 from unlearn_mlx.reporting.terminal import plain
 

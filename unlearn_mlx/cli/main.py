@@ -4,24 +4,37 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from unlearn_mlx import __version__
-from unlearn_mlx.cli import apps, evaluation, models, runs
-from unlearn_mlx.cli.output import say
+from unlearn_mlx.cli import apps, evaluation, guardrails, mend, models, reproduction, runs
+from unlearn_mlx.cli.output import for_a_reader, say
 from unlearn_mlx.compute.cpu_setup import prepare_cpu
 from unlearn_mlx.errors import Cancelled, EnvironmentCannot, UserError
 
 COMMAND_ERROR = 2
 
 # Commands that compute in this process; others leave it to processes of their own, or compute nothing.
-COMPUTING = ("run", "chat", "tui", "benchmark", "export", "import", "serve", "doctor")
+COMPUTING = (
+    "run",
+    "reproduce",
+    "guardrails",
+    "chat",
+    "tui",
+    "benchmark",
+    "export",
+    "import",
+    "serve",
+    "doctor",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    Returns the exit code: 0 done, 1 a gate failed, 2 usage, 3 the machine cannot, 130 cancelled.
+    Returns the exit code: 0 done, 1 a gate failed or a reproduction differs, 2 usage, 3 the machine cannot,
+    130 cancelled.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser(words)
@@ -32,21 +45,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.command in COMPUTING:
         prepare_cpu()
     try:
-        code: int = given.function(given)
+        _check_place()
+        code: int = 0
+        with for_a_reader():
+            code = given.function(given)
         return code
     except UserError as error:
-        print(f"unlearn: {error}", file=sys.stderr)
-        return error.exit_code
+        return _ended(str(error), error.exit_code)
     except (KeyboardInterrupt, Cancelled):
-        print("unlearn: cancelled; the same command goes on where it stopped", file=sys.stderr)
-        return Cancelled.exit_code
-    except BrokenPipeError:
-        # Whoever read our output has gone; nothing is left to say.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _ended("cancelled; the same command goes on where it stopped", Cancelled.exit_code)
     except OSError as error:
-        print(f"unlearn: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
-        return EnvironmentCannot.exit_code
+        where = f": {error.filename}" if error.filename else ""
+        return _ended(f"{error.strerror or error}{where}", EnvironmentCannot.exit_code)
+
+
+def _ended(text: str, code: int) -> int:
+    """Say why the command ends, to whoever still listens."""
+    with for_a_reader():
+        say(f"unlearn: {text}")
+    return code
 
 
 def make_data(arguments: Sequence[str]) -> int:
@@ -61,6 +78,14 @@ def make_data(arguments: Sequence[str]) -> int:
     given = _parser(words).parse_args(words)
     topic = shipped_topic(given.topic)
     return main(["answers", str(run_path(topic.name if topic else checked_name(given.topic), given.out))])
+
+
+def _check_place() -> None:
+    """Most of a command's files are named from where it is called: that place must be there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise EnvironmentCannot("the folder you are in was deleted: go to another one with 'cd'") from None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -93,16 +118,18 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     chat.add_argument("--temperature", type=float, default=0.0, help="0 (the default) is greedy")
     chat.add_argument("--max-tokens", type=int, default=256, help="longest answer")
     runs.add_commands(add)
-    add("doctor", _doctor, "say what this machine computes with, and what is missing")
-    for module in (evaluation, models, apps):
+    doctor = add("doctor", _doctor, "say what this machine computes with, and what is missing")
+    doctor.add_argument("--hosts", type=Path, metavar="FILE", help=f"{runs.OF_HOSTS}: can they share a run?")
+    doctor.add_argument("--model", help="with --hosts: the model that they are to share a run of")
+    for module in (reproduction, mend, guardrails, evaluation, models, apps):
         module.add_commands(add)
     return parser
 
 
 def _doctor(given: argparse.Namespace) -> int:
-    from unlearn_mlx.cli.doctor import findings
+    from unlearn_mlx.cli.doctor import findings, of_hosts
 
-    found = findings()
+    found = of_hosts(given.hosts, given.model) if given.hosts else findings()
     for finding in found:
         print(f"{finding.name:12s}{finding.text}")
     wrong = [finding for finding in found if finding.advice]

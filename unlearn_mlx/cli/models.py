@@ -7,6 +7,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from unlearn_mlx.cli.output import say
+from unlearn_mlx.sharing.forms import FORMS, MODELFILE
 
 
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -18,14 +19,19 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     models.add_argument("--json", action="store_true", help="print the list as JSON")
 
-    export = add("export", _export, "write a run's result for mlx-lm, transformers or llama.cpp")
+    export = add("export", _export, "write a run's result for mlx-lm, transformers, llama.cpp or Ollama")
     export.add_argument("run", metavar="RUN")
-    export.add_argument("--format", choices=["adapter", "mlx", "hf", "gguf"], default="adapter")
+    export.add_argument(
+        "--format",
+        choices=FORMS,
+        default="adapter",
+        help="; ".join(f"{name}: {form.what}" for name, form in FORMS.items()),
+    )
     export.add_argument(
         "--bits",
         type=int,
         choices=[4, 8, 16],
-        help="for mlx and gguf (default 8; 4 can bring knowledge back)",
+        help="for mlx, gguf and ollama (default 8; 4 can bring knowledge back)",
     )
     export.add_argument("--out", type=Path, metavar="DIR", help="where to (default: RUN/export/...)")
 
@@ -37,13 +43,29 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     push.add_argument("--dry-run", action="store_true", help="show all files and end")
 
     serve = add("serve", _serve, "answer OpenAI clients on this machine: base and adapter by name")
-    serve.add_argument("run", metavar="RUN")
+    serve.add_argument("run", metavar="RUN", nargs="+", help="of one model; each adapter has a name")
     serve.add_argument("--port", type=int, default=8080, help="0 takes any free one (default 8080)")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: loopback)")
+    serve.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="another name that clients may call this machine by, such as host.docker.internal",
+    )
+    serve.add_argument(
+        "--allow-origin",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="a page or app that may ask from a browser, such as app://obsidian.md",
+    )
+    serve.add_argument("--api-key", metavar="KEY", help="answer only clients that send it")
 
     bring = add("import", _import, "make a run of an adapter from mlx-lm or PEFT")
     bring.add_argument("where", metavar="DIR|HUB_ID")
-    bring.add_argument("--topic", required=True, help="what the adapter is meant to forget")
-    bring.add_argument("--model", help="the base model (default: the one that the adapter names)")
+    bring.add_argument("--topic", help="what the adapter is meant to forget (default: what its card says)")
+    bring.add_argument("--model", help="the base model (default: the one that the adapter or its card names)")
     bring.add_argument("--out", type=Path, metavar="DIR", help="the run's directory (default: runs/<topic>)")
 
 
@@ -58,14 +80,16 @@ def _models(given: argparse.Namespace) -> int:
 
 
 def _list_models(as_json: bool) -> int:
+    from unlearn_mlx.compute.device import current_device
     from unlearn_mlx.compute.memory import GIGABYTE
     from unlearn_mlx.models.embedded import embedded_is_here
     from unlearn_mlx.models.hub import cached_folder, lack, size_of
-    from unlearn_mlx.models.registry import NAMED_MODELS, default_model
+    from unlearn_mlx.models.registry import NAMED_MODELS, default_model, memory_plan
     from unlearn_mlx.paths import cache_folder
     from unlearn_mlx.text.printable import as_json as to_json
 
-    chosen, reason = default_model()
+    device = current_device()
+    chosen, reason = default_model(device)
     rows = []
     for model in NAMED_MODELS.values():
         folder = cached_folder(model.repository, model.revision) if model.repository else None
@@ -77,7 +101,12 @@ def _list_models(as_json: bool) -> int:
             state = f"half fetched: {missing}"
         else:
             state = f"fetched, {size_of(folder) / GIGABYTE:.1f} GB"
-        rows.append({**vars(model), "state": state, "default": model.name == chosen})
+        facts = {name: value for name, value in vars(model).items() if name != "shape"}
+        sizes = {
+            "download_bytes": model.download_bytes,
+            "memory_bytes": memory_plan(model, device).process_bytes,
+        }
+        rows.append({**facts, **sizes, "state": state, "default": model.name == chosen})
     if as_json:
         print(to_json(rows))
         return 0
@@ -85,21 +114,32 @@ def _list_models(as_json: bool) -> int:
         mark = f"  <- default here: {reason}" if row["default"] else ""
         where = f"{row['repository']}@{row['revision'][:7]}" if row["repository"] else row["origin"]
         print(
-            f"{row['name']:13s} {where:52s} {row['memory_bytes'] / GIGABYTE:3.0f} GB memory  "
+            f"{row['name']:13s} {where:52s} {row['memory_bytes'] / GIGABYTE:4.1f} GB memory  "
             f"{row['licence']:20s} {row['state']}{mark}"
         )
     return 0
 
 
 def _pull(name: str) -> int:
-    from unlearn_mlx.models.registry import named_model, resolve_model
+    from unlearn_mlx.models.registry import name_here, named_model, resolve_model
 
+    name = name_here(name)
+    _say_new_name(name)
     if (model := named_model(name)) and model.is_llama:
         say(f"{model.name} is under Meta's {model.licence} licence, which you accept by fetching it.")
     source = resolve_model(name)
     print(source.folder)
     say(f'Revision {source.revision}. Next: unlearn run "Harry Potter" --model {name}')
     return 0
+
+
+def _say_new_name(repository: str) -> None:
+    """Say it where the hub has a repository, to be fetched now, under another name than the one given."""
+    from unlearn_mlx.models.hub_client import new_name
+    from unlearn_mlx.models.registry import to_fetch
+
+    if "/" in repository and to_fetch(repository) and (now := new_name(repository)):
+        say(f"{repository} is called {now} on the hub now; what is fetched is that.")
 
 
 def _verify(name: str) -> int:
@@ -147,25 +187,28 @@ def _cached(name: str) -> Path | None:
 
 
 def _export(given: argparse.Namespace) -> int:
-    from unlearn_mlx.runs.run import find_run
+    from unlearn_mlx.runs.files import read_json
+    from unlearn_mlx.runs.finding import find_run
     from unlearn_mlx.sharing.export import export
+    from unlearn_mlx.sharing.model_card import ollama_command
 
     run = find_run(given.run)
-    takes_bits = given.format in ("mlx", "gguf")
-    bits = (given.bits or 8) if takes_bits else given.bits
+    bits = (given.bits or 8) if FORMS[given.format].is_rounded else given.bits
     say(f"Writing {given.format}, loading it again and asking it the run's questions ...")
     with redirect_stdout(sys.stderr):  # mlx-lm tells of its work there
         folder, leak = export(run, given.format, None if bits == 16 else bits, given.out)
     print(folder)
     if leak is None:
-        say(f"Its leak was not measured: run 'unlearn evaluate {run.path}' first, then export again.")
-        return 0
-    say(f"{'Warning: ' if leak.is_back else ''}{leak.words()}")
+        say(f"Its leak was {read_json(folder / 'export.json')['note']}.")
+    else:
+        say(f"{'Warning: ' if leak.is_back else ''}{leak.words()}")
+    if given.format == "ollama":
+        say(f"Next: {ollama_command(run, folder / MODELFILE)}")
     return 0
 
 
 def _push(given: argparse.Namespace) -> int:
-    from unlearn_mlx.runs.run import find_run
+    from unlearn_mlx.runs.finding import find_run
     from unlearn_mlx.sharing.push import files_to_push, push
 
     run = find_run(given.run)
@@ -181,34 +224,41 @@ def _push(given: argparse.Namespace) -> int:
 
 def _serve(given: argparse.Namespace) -> int:
     from unlearn_mlx.errors import UserError
-    from unlearn_mlx.models.registry import resolve_model
-    from unlearn_mlx.runs.run import find_run
-    from unlearn_mlx.sharing.serve import Server, model_names
+    from unlearn_mlx.runs.finding import find_run
+    from unlearn_mlx.sharing.serve.gate import LOCAL_NAMES, Admission
+    from unlearn_mlx.sharing.serve.server import Server, model_names
 
-    run = find_run(given.run)
-    if not run.has_adapter:
-        raise UserError(f"{run.path} has no adapter yet: run 'unlearn train {run.path}' first")
     if not 0 <= given.port < 65536:
         raise UserError(f"--port {given.port}: a port is between 0 and 65535")
-    say(f"Loading {run.model_name} ...")
-    server = Server(resolve_model(run.model_name), run.file("adapter"), model_names(run), given.port)
+    if given.api_key == "":
+        raise UserError("--api-key is empty: give one, or leave the option out")
+    runs = [find_run(name) for name in given.run]
+    names = model_names(runs)
+    admission = Admission(
+        tuple(name.lower() for name in given.allow_host),
+        tuple(origin.rstrip("/") for origin in given.allow_origin),
+        given.api_key,
+    )
+    say(f"Loading {runs[0].model_name} ...")
+    server = Server(runs[0].model_name, names, given.port, given.host, admission)
     print(server.address, flush=True)
-    say(f"Models: {' and '.join(server.names)}. Ctrl-C ends.")
-    try:
-        server.serve()
-    except KeyboardInterrupt:
-        say("Ended.")
+    say(f"Models: {', '.join(server.names)}. Ctrl-C ends.")
+    if server.place[0] not in (*LOCAL_NAMES, "::1") and given.api_key is None:
+        say("Warning: other machines may ask too. '--api-key KEY' lets in only those that have the key.")
+    server.serve()
+    say("Ended.")
     return 0
 
 
 def _import(given: argparse.Namespace) -> int:
-    from unlearn_mlx.runs.run import run_path
     from unlearn_mlx.sharing.importing import import_adapter
     from unlearn_mlx.topics import Topic, checked_name, shipped_topic
 
-    name = checked_name(given.topic)
-    topic = shipped_topic(name) or Topic(name)
-    run = import_adapter(given.where, topic, given.model, run_path(topic.name, given.out))
+    topic = None
+    if given.topic is not None:
+        name = checked_name(given.topic)
+        topic = shipped_topic(name) or Topic(name)
+    run = import_adapter(given.where, topic, given.model, given.out)
     print(run.path)
     say(f'Next: unlearn evaluate "{run.path}", or unlearn chat "{run.path}"')
     return 0

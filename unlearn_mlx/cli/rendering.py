@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as ProgressBars
 from rich.text import Text
 
+from unlearn_mlx.cli.consoles import data_console
 from unlearn_mlx.evaluation.records import Audit, Evaluation
 from unlearn_mlx.evaluation.schema import AUDIT_NOTE, verdict_sentences
 from unlearn_mlx.reporting.terminal import (
@@ -22,13 +23,8 @@ from unlearn_mlx.runs.records import AcceptanceEvent, ErrorEvent, Event, Progres
 from unlearn_mlx.session.progress import STAGE_NAMES, Progress, samples_of, sentences_of
 from unlearn_mlx.synthetic_data.acceptance import acceptance_sentences
 
-SAMPLES_SHOWN = 8  # of the answers or questions that come at a time
+SAMPLES_IN_LOG = 8  # of the answers or questions that come at a time, where there is no terminal
 PLAIN_EVERY = 5  # seconds between two lines of progress where there is no terminal for a bar
-
-
-def stderr_console() -> Console:
-    """The console for progress: colours only on a terminal, and never where NO_COLOR is set."""
-    return Console(stderr=True, highlight=False)
 
 
 class EventView:
@@ -90,15 +86,18 @@ class EventView:
                 facts.insert(1, f"{(total - done) / of_stage.rate:.0f} s left")
             told = f" ({', '.join(facts)})" if facts else ""
             self.console.print(plain(f"  {name}: {done} of {total} {unit}{told}"))
-        for sample in list(samples_of(event))[:SAMPLES_SHOWN]:
-            verdict = f"rejected: {sample.reason}" if sample.reason else "accepted"
-            said = "" if sample.answer is None else f" -> {sample.answer} [{verdict}]"
-            self.console.print(plain(f"    {sample.question}{said}"), style="dim")
+        samples = list(samples_of(event))
+        # A terminal shows them as they come, above the bars; a log would be little else.
+        for sample in samples if self.console.is_terminal else samples[:SAMPLES_IN_LOG]:
+            said = "" if sample.answer is None else f" -> {sample.answer or '(nothing)'}"
+            is_told = sample.answer is not None or sample.reason
+            verdict = f" [{f'rejected: {sample.reason}' if sample.reason else 'accepted'}]" if is_told else ""
+            self.console.print(plain(f"    {sample.question}{said}{verdict}"), style="dim")
 
 
 def show_result(evaluation: Evaluation, stream: TextIO | None = None) -> None:
     """The table and three questions answered by both."""
-    console = Console(file=stream, highlight=False)
+    console = data_console(stream)
     console.print(evaluation_table(evaluation, console.width))
     if noise := control_table(evaluation):
         console.print(noise)
@@ -113,7 +112,7 @@ def show_result(evaluation: Evaluation, stream: TextIO | None = None) -> None:
 
 def show_acceptance(events: Iterable[Event], stream: TextIO | None = None) -> None:
     """How many of the guarded answers were accepted when they were made last; nothing of an import."""
-    console = Console(file=stream, highlight=False)
+    console = data_console(stream)
     for event in [event for event in events if isinstance(event, AcceptanceEvent)][-1:]:
         console.print()
         for sentence in acceptance_sentences(event):
@@ -122,7 +121,7 @@ def show_acceptance(events: Iterable[Event], stream: TextIO | None = None) -> No
 
 def show_audit(audit: Audit, stream: TextIO | None = None) -> None:
     """What was tried on the adapter, how the model did after each, and what that means."""
-    console = Console(file=stream, highlight=False)
+    console = data_console(stream)
     console.print(audit_table(audit))
     console.print(AUDIT_NOTE, style="dim")
     console.print(plain(audit.text), style="bold")

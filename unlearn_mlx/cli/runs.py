@@ -1,20 +1,27 @@
 """Commands that make runs, work on them, and say what there is."""
 
 import argparse
+import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearn_mlx.cli.output import say
+from unlearn_mlx.cli.output import for_a_reader, nobody_reads, say
 from unlearn_mlx.errors import Cancelled, EnvironmentCannot, UserError
 from unlearn_mlx.evaluation.gate import GATED, Gate, gate_answers, gate_value, parse_gates
 
 if TYPE_CHECKING:
+    from unlearn_mlx.cli.rendering import EventView
+    from unlearn_mlx.runs.run import Run
     from unlearn_mlx.session.create import NewRun
+    from unlearn_mlx.session.hosts import Hosts
 
 GATE_FAILED = 1
+OF_HOSTS = "the hosts of a file that mlx.distributed_config writes"
+HOSTS = f"share the work with {OF_HOSTS}"
 LOOK = 0.2  # seconds between two looks at a worker and its events
 
 
@@ -24,6 +31,7 @@ def add_stage_commands(add: Callable[..., argparse.ArgumentParser], named: str) 
     if named == "run":
         _add_making(run)
     run.add_argument("--dry-run", action="store_true", help="show the plan and end")
+    run.add_argument("--hosts", type=Path, metavar="FILE", help=HOSTS)
     for stage, help in (
         ("questions", "let the model write questions about a topic"),
         ("answers", "let the model answer them as if it did not know the topic"),
@@ -38,6 +46,12 @@ def add_stage_commands(add: Callable[..., argparse.ArgumentParser], named: str) 
         elif stage != "questions":
             command.add_argument("run", metavar="RUN", help="a run's directory, topic or slug")
         command.add_argument("--again", action="store_true", help="do the stage again although it is done")
+        if stage != "audit":  # which one process does
+            command.add_argument("--hosts", type=Path, metavar="FILE", help=HOSTS)
+        if stage == "train":
+            command.add_argument(
+                "--learning-rate", type=float, metavar="N", help="with --again: another than the run's"
+            )
         if stage == "evaluate":
             command.add_argument("--json", action="store_true", help="print the evaluation as JSON")
             command.add_argument(
@@ -50,8 +64,10 @@ def add_stage_commands(add: Callable[..., argparse.ArgumentParser], named: str) 
 
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add those that say what there is."""
-    runs = add("runs", _runs, "list the runs")
-    runs.add_argument("--json", action="store_true", help="print JSON")
+    runs = add("runs", _runs, "list the runs, or what nothing needs of them any longer")
+    runs.add_argument("what", nargs="?", choices=["list", "clean"], default="list")
+    runs.add_argument("--json", action="store_true", help="print the list as JSON")
+    runs.add_argument("--now", action="store_true", help="with clean: remove what it lists")
     show = add("show", _show, "show a run's result")
     show.add_argument("run", metavar="RUN")
     show.add_argument("--json", action="store_true", help="print JSON")
@@ -97,6 +113,8 @@ def _run(given: argparse.Namespace) -> int:
     from unlearn_mlx.compute.device import current_device
     from unlearn_mlx.runs.run import STAGES
 
+    if _is_other_rank():
+        return 0 if given.dry_run else _take_part()
     if given.dry_run:
         wanted = _new_run(given)
         plan, device = wanted.plan(), current_device()
@@ -105,35 +123,46 @@ def _run(given: argparse.Namespace) -> int:
         print(f"model    {wanted.model_name} on {device.backend} ({device.name})")
         print(f"into     {wanted.path}")
         print("\n".join(plan))
-        for key, value in wanted.settings.model_dump().items():
+        for key, value in wanted.settings_for_model().model_dump().items():
             print(f"{key:16s} {value}")
         return 0
+    hosts = _hosts(given)
     run = _new_run(given).make()
-    code = _follow(run.path, STAGES)
-    return code or _show_run(run.path, next_command=f'unlearn chat "{run.path}"')
+    code = _follow_with(hosts, run.path, STAGES)
+    return code or _show_run(run, next_command=f'unlearn chat "{run.path}"')
 
 
 def _stage(given: argparse.Namespace) -> int:
     from unlearn_mlx.pipeline import reset_from
-    from unlearn_mlx.runs.run import AFTER, STAGES, find_run
+    from unlearn_mlx.runs.finding import find_run
+    from unlearn_mlx.runs.run import AFTER, STAGES
 
     stage = given.stage
+    if _is_other_rank():
+        return 0 if stage == "audit" else _take_part()
+    hosts = _hosts(given)
     gates = parse_gates(given.gate) if getattr(given, "gate", None) is not None else []
     run = _new_run(given).make() if stage == "questions" else find_run(given.run)
+    run.check_own()
     every = (*STAGES, *AFTER)
     for earlier in every[: every.index(stage)]:
-        if not run.stage_is_done(earlier):
-            raise UserError(
-                f"{run.path}: '{earlier}' is not done yet: run 'unlearn {earlier} {run.path}' first"
-            )
+        if earlier == "train":
+            run.finished_adapter()
+        elif not run.stage_is_done(earlier) or run.lacks_result_of(earlier):
+            raise UserError(f"{run.path}: '{earlier}' is not done: run '{run.stage_command(earlier)}' first")
+    rate = getattr(given, "learning_rate", None)
     if given.again:
         with run.writing():
-            reset_from(run, stage)
-    code = _follow(run.path, [stage])
+            reset_from(run, stage, rate if stage == "train" else None)
+    elif stage == "train" and rate is not None:
+        raise UserError(f"--learning-rate {rate:g} makes another training: say '--again' too")
+    code = _follow_with(hosts, run.path, [stage])
     if code:
         return code
     if stage == "evaluate":
-        _show_run(run.path, next_command=f'unlearn chat "{run.path}"', as_json=given.json)
+        # The gates' code is not that of a reader who has seen enough of the table.
+        with for_a_reader():
+            _show_run(run, next_command=f'unlearn chat "{run.path}"', as_json=given.json)
         return _hold_gates(run.path, gates)
     if stage == "audit":
         from unlearn_mlx.cli.rendering import show_audit
@@ -145,6 +174,42 @@ def _stage(given: argparse.Namespace) -> int:
     later = STAGES[STAGES.index(stage) + 1]
     say(f'In {run.path}. Next: unlearn {later} "{run.path}"')
     return 0
+
+
+def _is_other_rank() -> bool:
+    """Whether mlx.launch has started this very command on several hosts, and this is not the first."""
+    if "MLX_RANK" not in os.environ:  # what follows takes as long to import as all of --help
+        return False
+    from unlearn_mlx.compute.meeting import place_in_group
+
+    place = place_in_group()
+    return place is not None and place.rank > 0
+
+
+def _take_part() -> int:
+    from unlearn_mlx.compute.group import take_part
+
+    take_part()
+    return 0
+
+
+def _hosts(given: argparse.Namespace) -> "Hosts | None":
+    """The hosts that are to share the work, where any are given."""
+    if getattr(given, "hosts", None) is None:
+        return None
+    from unlearn_mlx.session.hosts import read_hosts
+
+    return read_hosts(given.hosts)
+
+
+def _follow_with(hosts: "Hosts | None", path: Path, stages: Sequence[str]) -> int:
+    """The same as ``follow``, with a rank on each other host."""
+    if hosts is None:
+        return follow(path, stages)
+    from unlearn_mlx.session.hosts import started_ranks
+
+    with started_ranks(hosts):
+        return follow(path, stages)
 
 
 def _hold_gates(path: Path, gates: Sequence[Gate]) -> int:
@@ -163,82 +228,110 @@ def _hold_gates(path: Path, gates: Sequence[Gate]) -> int:
     return 0 if all(held) else GATE_FAILED
 
 
-def _follow(path: Path, stages: Sequence[str]) -> int:
+def follow(path: Path, stages: Sequence[str]) -> int:
     """Start a worker, show its progress, pass Ctrl-C on. Returns 0 once it is done.
 
     Raises:
         UserError: what the worker ended with.
         Cancelled: where it was stopped.
     """
-    from unlearn_mlx.cli.rendering import EventView, stderr_console
-    from unlearn_mlx.session.processes import how_it_ended, start_worker
+    from unlearn_mlx.cli.consoles import stderr_console
+    from unlearn_mlx.cli.rendering import EventView
+    from unlearn_mlx.runs.run import open_run
+    from unlearn_mlx.runs.writing import Busy
+    from unlearn_mlx.session.endings import gpu_complaint, how_it_ended, want_of_memory
+    from unlearn_mlx.session.processes import start_worker
     from unlearn_mlx.session.progress import Progress
 
+    with open_run(path).writing():
+        pass  # where another process is at work, no worker is started
     # What lies there from an earlier attempt has been shown then.
     progress = Progress(path, only_new=True)
     with EventView(progress, stderr_console()) as view:
         worker = start_worker(path, stages)
-        asked = 0
-        while True:
-            try:
-                code = worker.poll()
-                view.update()
-                if code is not None:
-                    break
-                time.sleep(LOOK)
-            except KeyboardInterrupt:
-                asked += 1
-                if asked == 1:
-                    say("Stopping at the next safe point (Ctrl-C again to stop at once) ...")
-                    worker.send_signal(signal.SIGINT)
-                else:
-                    worker.kill()
-    # A second process that was refused writes its error into the same events; it is not ours.
+        try:
+            code, was_asked = _watch(worker, view)
+        except BrokenPipeError:
+            nobody_reads()
+            raise Cancelled from None
+        finally:
+            # A terminal that was closed, a reader who left: nobody would see the worker go on.
+            if worker.poll() is None:
+                worker.send_signal(signal.SIGINT)
+                worker.wait()
+    # What another process writes into the same events is not ours.
     if progress.error and code and code == progress.error_code:
         raise _error(progress.error, code)
-    if code == Cancelled.exit_code or asked:
+    if code == Cancelled.exit_code or was_asked:
         raise Cancelled
+    if code == Busy.exit_code:
+        with open_run(path).writing():
+            pass  # it came second by a moment: says who was first
     if code:
-        raise EnvironmentCannot(
-            f"the worker {how_it_ended(code)}; see {path / 'worker.log'}, and run the same command to go on"
-        )
+        kept = "what was finished is kept, and the same command goes on"
+        how = f"the worker {how_it_ended(code)}"
+        if complaint := gpu_complaint(path, progress.began):
+            raise EnvironmentCannot(f"{complaint}; {kept}")
+        if want := want_of_memory(progress, code):
+            raise EnvironmentCannot(f"{how}: {want}; {kept}")
+        raise EnvironmentCannot(f"{how}; see {path / 'worker.log'}, and run the same command to go on")
     return 0
+
+
+def _watch(worker: "subprocess.Popen[bytes]", view: "EventView") -> tuple[int, bool]:
+    """Show a worker's progress to its end. Returns its exit code, and whether it was asked to stop."""
+    asked = 0
+    while True:
+        try:
+            code = worker.poll()
+            view.update()
+            if code is not None:
+                return code, asked > 0
+            time.sleep(LOOK)
+        except KeyboardInterrupt:
+            asked += 1
+            if asked == 1:
+                say("Stopping at the next safe point (Ctrl-C again to stop at once) ...")
+                worker.send_signal(signal.SIGINT)
+            else:
+                worker.kill()
 
 
 def _error(text: str, code: int) -> UserError:
     return EnvironmentCannot(text) if code == EnvironmentCannot.exit_code else UserError(text)
 
 
-def _show_run(path: Path, next_command: str = "", as_json: bool = False) -> int:
+def _show_run(run: "Run", next_command: str = "", as_json: bool = False) -> int:
     from unlearn_mlx.cli.rendering import show_acceptance, show_result
     from unlearn_mlx.evaluation.schema import read_evaluation
-    from unlearn_mlx.runs.records import read_events
     from unlearn_mlx.text.printable import as_json as to_json
 
-    evaluation = read_evaluation(path)
+    evaluation = read_evaluation(run.path)
     if as_json:
         print(to_json(evaluation.as_row()))
         return 0
     show_result(evaluation)
-    show_acceptance(read_events(path / "events.jsonl"))
-    say(f"\nEverything lies in {path} (the adapter in {path / 'adapter'}).")
-    if (path / "report.html").exists():
-        say(f"The report, with every answer: {path / 'report.html'}")
+    show_acceptance(run.events())
+    say(f"\nEverything lies in {run.path} (the adapter in {run.file('adapter')}).")
+    if (report := run.file("report.html")).exists():
+        say(f"The report, with every answer: {report}")
     if next_command:
         say(f"Next: {next_command}")
     return 0
 
 
 def _show(given: argparse.Namespace) -> int:
-    from unlearn_mlx.runs.run import find_run
+    from unlearn_mlx.runs.finding import find_run
 
-    return _show_run(find_run(given.run).path, as_json=given.json)
+    return _show_run(find_run(given.run), as_json=given.json)
 
 
 def _runs(given: argparse.Namespace) -> int:
     from unlearn_mlx.session.catalog import run_entries
     from unlearn_mlx.text.printable import as_json, one_line
 
+    if given.what == "clean":
+        return _clean(given.now)
     rows: list[dict[str, Any]] = []
     for entry in run_entries():
         row = {"path": str(entry.path), "topic": entry.topic_name, "model": entry.model_name}
@@ -253,6 +346,21 @@ def _runs(given: argparse.Namespace) -> int:
             continue
         done = ", ".join(row["done"]) or "nothing done"
         print(f"{row['path']:32s} {row['topic']:24s} {row['model']:12s} {done}")
+    return 0
+
+
+def _clean(now: bool) -> int:
+    """Say what killed processes and stages that are done left behind, and remove it if it is to be now."""
+    from unlearn_mlx.runs.building import remove, size_of
+    from unlearn_mlx.session.catalog import leftovers
+
+    sizes = {path: size_of(path) for path in leftovers()}
+    for path, size in sizes.items():
+        print(f"{size:16,d}  {path}")
+    if now:
+        remove(list(sizes))
+    done = "were freed" if now else "would be freed: 'unlearn runs clean --now'"
+    say(f"{sum(sizes.values()) / 1e6:.1f} MB {done}" if sizes else "Nothing is left over.")
     return 0
 
 

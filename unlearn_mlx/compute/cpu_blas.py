@@ -16,10 +16,13 @@ import tempfile
 from pathlib import Path
 
 from unlearn_mlx.paths import cache_folder
+from unlearn_mlx.runs.files import building_prefix
 
 # What mlx calls. The package's names bear a prefix, so that it never meets another BLAS by accident.
 _PREFIX = "scipy_"
 _PRODUCTS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
+
+MOST_PROCESSES = 4  # that compute at once; each takes the memory of a model
 
 _loaded: ctypes.CDLL | None = None
 
@@ -44,10 +47,10 @@ def load_fast_blas() -> bool:
         renamed = cache_folder() / "lib" / f"libopenblas-{written.st_size}-{int(written.st_mtime)}.so"
         if not renamed.exists():
             renamed.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=renamed.parent) as folder:
+            with tempfile.TemporaryDirectory(dir=renamed.parent, prefix=building_prefix(renamed)) as folder:
                 os.replace(_rename_symbols(original, Path(folder)), renamed)
         _loaded = ctypes.CDLL(str(renamed), mode=ctypes.RTLD_GLOBAL)
-        use_blas_threads(blas_threads(1))
+        _loaded[f"{_PREFIX}openblas_set_num_threads"](blas_threads())
     except (OSError, subprocess.CalledProcessError):
         return False  # slower, still right; `unlearn doctor` says so
     return True
@@ -58,25 +61,18 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def blas_threads(processes: int, cores: int | None = None) -> int:
-    """How many threads a product gets in each of so many processes that compute at once.
+def blas_threads(cores: int | None = None) -> int:
+    """How many threads a product gets in each of the processes that compute at once.
 
     One core is left to whatever else runs. A product waits, spinning, for its slowest thread: where two
     threads meet one busy core it takes 60 times as long (112 -> 1.9 GFLOP/s), and one thread each is
-    hardly slower alone. ``OPENBLAS_NUM_THREADS`` decides instead where the user has set it.
+    hardly slower alone. The number does not depend on how many processes there are just now: some of
+    OpenBLAS's kernels add in another order with other threads, and a run would say something else.
+    ``OPENBLAS_NUM_THREADS`` decides instead where the user has set it.
     """
     if chosen := os.environ.get("OPENBLAS_NUM_THREADS", ""):
         return max(1, int(chosen)) if chosen.isdecimal() else 1
-    return max(1, ((cores or core_count()) - 1) // processes)
-
-
-def use_blas_threads(count: int) -> int:
-    """Let each product use so many threads, and return how many it was; OpenBLAS alone is told."""
-    if _loaded is None:
-        return count
-    before = int(_loaded[f"{_PREFIX}openblas_get_num_threads"]())
-    _loaded[f"{_PREFIX}openblas_set_num_threads"](count)
-    return before
+    return max(1, ((cores or core_count()) - 1) // MOST_PROCESSES)
 
 
 def fast_blas_is_loaded() -> bool:

@@ -73,14 +73,21 @@ def _swiglu_backward(gate: mx.array, up: mx.array, cotangent: mx.array) -> tuple
     return cotangent * up * (sigmoid + swish * (1 - sigmoid)), cotangent * swish
 
 
-@mx.custom_function
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """gate * sigmoid(gate) * up, elementwise (Shazeer 2020)."""
+    if gate.dtype != mx.float32:
+        return gate * mx.sigmoid(gate) * up
+    result: Any = _swiglu(gate, up)
+    return result  # type: ignore[no-any-return]
+
+
+@mx.custom_function
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
     result: mx.array = _swiglu_forward(gate, up)
     return result
 
 
-@swiglu.vjp
+@_swiglu.vjp
 def _swiglu_vjp(
     primals: tuple[mx.array, mx.array], cotangent: mx.array, output: mx.array
 ) -> tuple[mx.array, mx.array]:

@@ -1,12 +1,12 @@
 """What this machine computes with, and what it can hold."""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
-import psutil
-
 from unlearn_mlx.compute.cpu_blas import core_count
+from unlearn_mlx.compute.limits import total_bytes
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,11 @@ class Device:
         """Whether weights stay quantized here (a CPU computes faster on float32)."""
         return self.backend != "cpu"
 
+    @property
+    def label(self) -> str:
+        """Backend and name, as a manifest says them."""
+        return f"{self.backend}: {self.name}"
+
 
 @cache
 def current_device() -> Device:
@@ -30,13 +35,16 @@ def current_device() -> Device:
     import mlx.core as mx
 
     cores = core_count()
-    total = psutil.virtual_memory().total
+    total = total_bytes()
     if mx.default_device() == mx.Device(mx.cpu):
         return Device("cpu", platform.processor() or platform.machine(), total, cores)
-    information = mx.device_info()
-    backend = "metal" if mx.metal.is_available() else "cuda"
-    # Metal keeps part of the unified memory for the system; mlx reports what it may use.
-    memory = int(
-        information.get("max_recommended_working_set_size") or information.get("memory_size") or total
-    )
+    return gpu_device(mx.device_info(), mx.metal.is_available(), total, cores)
+
+
+def gpu_device(information: Mapping[str, str | int], is_metal: bool, total: int, cores: int) -> Device:
+    """A GPU by what ``mx.device_info`` tells of it, on a machine with so many bytes in ``total``."""
+    backend = "metal" if is_metal else "cuda"
+    # Metal keeps part of the unified memory for the system; CUDA's is the card's own, and has other keys.
+    keys = ("max_recommended_working_set_size", "memory_size") if is_metal else ("total_memory",)
+    memory = next((int(information[key]) for key in keys if information.get(key)), total)
     return Device(backend, str(information.get("device_name", backend)), memory, cores)

@@ -9,32 +9,34 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optimizers
 import numpy as np
 
+from unlearn_mlx.compute.workers import ALONE
 from unlearn_mlx.errors import Cancelled, UserError
 from unlearn_mlx.evaluation.metrics import AT, leak_at
 from unlearn_mlx.evaluation.probes import CONTROL, MULTIPLE_CHOICE, QUESTION_ANSWER, Probe, read_probes
-from unlearn_mlx.evaluation.records import Audit, AuditRow
+from unlearn_mlx.evaluation.records import Audit, AuditRow, at_strength
 from unlearn_mlx.evaluation.schema import read_audit
 from unlearn_mlx.evaluation.scoring import score_probes
 from unlearn_mlx.evaluation.stage import asked_probes
-from unlearn_mlx.inference.adapters import WEIGHTS, Adapter, load_adapter
+from unlearn_mlx.inference.adapters import Adapter, load_adapter
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.fusing import fused
-from unlearn_mlx.inference.shared_prefix import common_prefix
 from unlearn_mlx.paths import DATA
-from unlearn_mlx.runs.files import read_json, sha256_of, write_json
+from unlearn_mlx.runs.adapter_files import adapter_sha256
+from unlearn_mlx.runs.files import read_json, write_json
 from unlearn_mlx.runs.records import RetainRow, read_records
 from unlearn_mlx.runs.run import Work
-from unlearn_mlx.sft.batches import batch_order, make_batch, make_row
-from unlearn_mlx.sft.loss import Weights, loss_parts
+from unlearn_mlx.sft.batches import batch_order, make_row, prefix_of
+from unlearn_mlx.sft.compiled import optimizer_step
+from unlearn_mlx.sft.loss import Weights
+from unlearn_mlx.sft.parallel import Training, step_gradients
 from unlearn_mlx.synthetic_data.dataset import training_row
 
 RELEARNING_STEPS = 20
@@ -55,11 +57,10 @@ def audit(model: ChatModel, work: Work) -> None:
         Cancelled: after the rows so far were saved.
     """
     run = work.run
-    if not run.has_adapter:
-        raise UserError(f"{run.path} has no adapter yet: run 'unlearn train' first")
+    audited = adapter_sha256(run.finished_adapter())
     probes = _audit_probes(work)
     path = run.file("audit.json")
-    content = [sha256_of(run.file("adapter", WEIGHTS)), work.settings.seed, *map(asdict, probes)]
+    content = [audited, work.settings.seed, *map(asdict, probes)]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
     known = read_audit(run.path)
     rows = known.rows if known and known.key == key else []
@@ -67,9 +68,10 @@ def audit(model: ChatModel, work: Work) -> None:
     trials = _trials(model, work)
     for number, (name, group, changed) in enumerate(trials):
         if name not in done:
-            with changed() as adapter:
-                rows += _measure(model, work, probes, name, group, adapter)
-            write_json(path, Audit(key=key, rows=rows, text=verdict(rows)).as_row())
+            with changed():
+                rows += _measure(model, work, probes, name, group)
+            found = Audit(key=key, adapter_sha256=audited, rows=rows, text=verdict(rows))
+            write_json(path, found.as_row())
         work.progress("audit", number + 1, len(trials), "trials", trial=name)
 
 
@@ -118,10 +120,6 @@ def _trials(model: ChatModel, work: Work) -> list[Trial]:
     group_size = _group_size(model)
 
     @contextmanager
-    def base() -> Iterator[None]:
-        yield None
-
-    @contextmanager
     def adapted(strength: float = 1.0) -> Iterator[Adapter]:
         adapter = load_adapter(model.model, work.run.file("adapter"))
         adapter.set_strength(strength)
@@ -130,19 +128,17 @@ def _trials(model: ChatModel, work: Work) -> list[Trial]:
         finally:
             adapter.detach()
 
-    @contextmanager
-    def exported(bits: int | None) -> Iterator[Adapter]:
-        with adapted() as adapter, fused(adapter, bits, group_size):
-            yield adapter
+    def exported(bits: int | None) -> AbstractContextManager[None]:
+        return fused(model, work.run.file("adapter"), bits, group_size)
 
     @contextmanager
-    def relearned(part: str) -> Iterator[Adapter]:
+    def relearned(part: str) -> Iterator[None]:
         with adapted() as adapter:
-            relearn(model, work, part)
-            yield adapter
+            relearn(model, adapter, work, part)
+            yield
 
     return [
-        ("base", "plain", base),
+        ("base", "plain", nullcontext),
         ("adapter", "plain", adapted),
         *((name, "export", lambda bits=bits: exported(bits)) for name, bits in bits),
         *(
@@ -151,14 +147,14 @@ def _trials(model: ChatModel, work: Work) -> list[Trial]:
             if _retain_rows(work, part)  # an import's topic may have no neighbours
         ),
         *(
-            (f"strength {strength}", "strength", lambda strength=strength: adapted(strength))
+            (at_strength(strength), "strength", lambda strength=strength: adapted(strength))
             for strength in STRENGTHS
         ),
         (SAMPLED, SAMPLED, adapted),
     ]
 
 
-def relearn(model: ChatModel, work: Work, part: str) -> None:
+def relearn(model: ChatModel, adapter: Adapter, work: Work, part: str) -> None:
     """Fine-tune the attached adapter for some steps on retain rows of one part, none of them on the topic.
 
     Plain cross entropy and Adam, as somebody would who knows nothing of unlearning. It changes the
@@ -174,22 +170,19 @@ def relearn(model: ChatModel, work: Work, part: str) -> None:
             f"{work.run.file('retain.jsonl')} has no rows of part '{part}' to relearn from: "
             "make the run with --neighbours and --general above 0"
         )
-    prefix = common_prefix([row.tokens[: row.targets[0]] for row in rows])
-    prefix = prefix if model.sees_prefixes else []
+    prefix = prefix_of(model, rows)
     epochs = math.ceil(RELEARNING_STEPS * RELEARNING_ROWS / len(rows)) + 1
     batches = [b for e in range(epochs) for b in batch_order(rows, RELEARNING_ROWS, work.settings.seed, e)]
     optimizer = optimizers.Adam(learning_rate=RELEARNING_RATE)
-    gradients_of = nn.value_and_grad(
-        model.model, lambda module, batch: loss_parts(module, batch, Weights(0.0, 0.0))[0]
+    training = Training(
+        model, adapter, rows, [None] * len(rows), prefix, Weights(0.0, 0.0), work.run.manifest.computation
     )
+    update = optimizer_step(model.model, optimizer)
     model.model.train()
     for chosen in batches[:RELEARNING_STEPS]:
         if work.is_cancelled():
             raise Cancelled("the audit")
-        batch = make_batch([rows[i] for i in chosen], [None] * len(chosen), prefix)
-        _, gradients = gradients_of(model.model, batch)
-        gradients, _ = optimizers.clip_grad_norm(gradients, 1.0)
-        optimizer.update(model.model, gradients)
+        update(step_gradients(training, chosen, ALONE)[1])
         mx.eval(model.model.trainable_parameters(), optimizer.state)
     model.model.eval()
 
@@ -200,9 +193,7 @@ def _retain_rows(work: Work, part: str) -> list[RetainRow]:
     return [row for row in rows if row.part == part]
 
 
-def _measure(
-    model: ChatModel, work: Work, probes: Sequence[Probe], name: str, group: str, adapter: Adapter | None
-) -> list[AuditRow]:
+def _measure(model: ChatModel, work: Work, probes: Sequence[Probe], name: str, group: str) -> list[AuditRow]:
     """The rows of one trial: one, or one for each number of draws."""
 
     def progress(done: int, total: int, unit: str) -> None:

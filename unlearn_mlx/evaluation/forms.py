@@ -15,7 +15,8 @@ from pydantic import Field
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.probes import FILL_IN, MULTIPLE_CHOICE, QUESTION_ANSWER, Pattern, Probe
 from unlearn_mlx.paths import DATA
-from unlearn_mlx.runs.records import Record, Text, read_records
+from unlearn_mlx.runs.bounded_text import Text
+from unlearn_mlx.runs.records import Record, read_records
 from unlearn_mlx.topics import Topic
 
 FORMS = (

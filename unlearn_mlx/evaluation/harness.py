@@ -5,6 +5,7 @@ it a model that is loaded already, and asks every question twice.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,9 @@ def run_tasks(
         EnvironmentCannot: where lm-eval is not installed, or a task's data cannot be had.
         UserError: for a task that is not known.
     """
-    if not run.has_adapter:
-        raise UserError(f"{run.path} has no adapter yet: run 'unlearn train' first")
+    folder_of_adapter = run.finished_adapter()
     try:
+        import lm_eval  # noqa: F401 (what was imported of it before would hide that it is gone)
         from lm_eval.tasks import TaskManager
         from mlx_lm.evaluate import MLXLM
     except ImportError:
@@ -54,9 +55,10 @@ def run_tasks(
     judged._model, judged.tokenizer = model.model, model.tokenizer
     judged._max_tokens, judged._batch_size, judged._sampler = None, BATCH_SIZE, None
     judged.use_chat_template = True
+    judged.apply_chat_template = partial(_as_chat, model)
 
     base = _metrics(judged, tasks, manager, limit)
-    adapter = load_adapter(model.model, run.file("adapter"))
+    adapter = load_adapter(model.model, folder_of_adapter)
     try:
         changed = _metrics(judged, tasks, manager, limit)
     finally:
@@ -64,6 +66,13 @@ def run_tasks(
     told = {"lm_eval": version("lm_eval"), "limit": limit, "tasks": _side_by_side(base, changed)}
     write_json(run.file("benchmarks.json"), told)
     return told
+
+
+def _as_chat(model: ChatModel, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    """A conversation as everywhere else here; without the prompt, its last message is an answer begun."""
+    if add_generation_prompt:
+        return model.template.prompt(history)
+    return model.template.prompt(history[:-1]) + history[-1]["content"]
 
 
 def _metrics(judged: Any, tasks: Sequence[str], manager: Any, limit: int | None) -> dict[str, dict[str, Any]]:

@@ -105,6 +105,7 @@ def _free_answers(evaluation: Evaluation, whose: str) -> list[Item]:
 
 def keep_judgement(path: Path, item: Item, label: str) -> None:
     """Append a label; a later one for the same answer counts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     append_rows(path, [{"probe": item.probe, "answer": item.answer, "label": label}])
 
 

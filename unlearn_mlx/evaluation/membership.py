@@ -6,7 +6,7 @@ text. 0.5 says that the two cannot be told apart.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,10 @@ import numpy as np
 from unlearn_mlx.compute.cpu_math import exponential, log_sum_exp
 from unlearn_mlx.compute.workers import ALONE, WorkerPool
 from unlearn_mlx.inference.adapters import LoraLayers, lora_layers, with_lora_layers
-from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.inference.chat_model import ChatModel, in_chunks
 from unlearn_mlx.paths import DATA
-from unlearn_mlx.runs.records import Record, Text, read_records
+from unlearn_mlx.runs.bounded_text import Text
+from unlearn_mlx.runs.records import Record, read_records
 from unlearn_mlx.topics import Topic
 
 ATTACKS = ("loss", "zlib", "min-k", "min-k++")
@@ -61,44 +62,51 @@ def passages_file(topic: Topic) -> Path:
 
 
 def token_scores(
-    model: ChatModel, texts: Sequence[str], workers: WorkerPool | None = None
+    model: ChatModel,
+    texts: Sequence[str],
+    workers: WorkerPool | None = None,
+    is_cancelled: Callable[[], bool] = lambda: False,
 ) -> list[TokenScores]:
-    """How likely a model finds each text as it stands, without a chat around it."""
+    """How likely a model finds each text as it stands, without a chat around it.
+
+    Raises:
+        Cancelled: between two batches, once ``is_cancelled`` returns True.
+    """
     workers = workers or ALONE
+    tokens = [model.document_tokens(text) for text in texts]
+    batches = [tokens[start : start + ROWS_AT_ONCE] for start in range(0, len(tokens), ROWS_AT_ONCE)]
     layers = lora_layers(model.model) if workers.count else {}
-    found = workers.map(
-        _token_scores, model, range(len(texts)), lambda part: ([texts[i] for i in part], layers)
-    )
-    return [found[i] for i in range(len(texts))]
+    found = workers.map(_token_scores, model, batches, (layers,), is_cancelled)
+    return [scores for of_batch in found for scores in of_batch]
 
 
-def _token_scores(model: ChatModel, texts: Sequence[str], layers: LoraLayers) -> list[TokenScores]:
+def _token_scores(
+    model: ChatModel, batches: Sequence[Sequence[list[int]]], layers: LoraLayers
+) -> Generator[list[TokenScores], None, None]:
     with with_lora_layers(model.model, layers):
-        return _scored(model, [model.document_tokens(text) for text in texts])
+        for rows in batches:
+            yield _scored(model, rows)
 
 
-def _scored(model: ChatModel, tokens: Sequence[list[int]]) -> list[TokenScores]:
-    results: list[TokenScores] = []
-    for start in range(0, len(tokens), ROWS_AT_ONCE):
-        rows = tokens[start : start + ROWS_AT_ONCE]
-        longest = max(map(len, rows))
-        batch = mx.array([row + [0] * (longest - len(row)) for row in rows])
-        row_index = mx.array([r for r, row in enumerate(rows) for _ in row[1:]])
-        columns = mx.array([k for row in rows for k in range(len(row) - 1)])
-        logits = model.logits_at(batch, row_index, columns).astype(mx.float32)
+def _scored(model: ChatModel, rows: Sequence[list[int]]) -> list[TokenScores]:
+    longest = max(map(len, rows))
+    batch = mx.array([row + [0] * (longest - len(row)) for row in rows])
+    row_index = mx.array([r for r, row in enumerate(rows) for _ in row[1:]])
+    columns = mx.array([k for row in rows for k in range(len(row) - 1)])
+    targets = mx.array([token for row in rows for token in row[1:]])
+
+    def scores_of(states: mx.array, own: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        logits = model.head(states).astype(mx.float32)
         scores = logits - log_sum_exp(logits)[..., None]
         shares = exponential(scores)
         means = mx.sum(shares * scores, axis=-1)
         deviations = mx.sqrt(mx.maximum(mx.sum(shares * scores**2, axis=-1) - means**2, 1e-12))
-        targets = mx.array([token for row in rows for token in row[1:]])
-        own = mx.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
-        parts = [np.array(part) for part in (own, means, deviations)]
-        position = 0
-        for row in rows:
-            end = position + len(row) - 1
-            results.append(TokenScores(*(part[position:end] for part in parts)))
-            position = end
-    return results
+        return mx.take_along_axis(scores, own[:, None], axis=-1)[:, 0], means, deviations
+
+    found = in_chunks(scores_of, model.states_at(batch, row_index, columns), targets)
+    ends = np.cumsum([len(row) - 1 for row in rows])[:-1]
+    parts = [np.split(part, ends) for part in found]
+    return [TokenScores(*of_row) for of_row in zip(*parts, strict=True)]
 
 
 def attack_scores(text: str, scores: TokenScores) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
 from unlearn_mlx.paths import DATA
-from unlearn_mlx.runs.records import Record, Text, read_records
+from unlearn_mlx.runs.bounded_text import Text
+from unlearn_mlx.runs.records import Record, read_records
 from unlearn_mlx.topics import Topic
 
 QUESTION_ANSWER, FILL_IN, MULTIPLE_CHOICE = "question-answer", "fill-in-the-blank", "multiple choice"
@@ -45,8 +47,10 @@ class Probe:
 
 def _pattern(text: str) -> str:
     try:
-        re.compile(text)
-    except (re.error, RecursionError, OverflowError) as error:
+        with warnings.catch_warnings():  # of what later versions of Python will read in another way
+            warnings.simplefilter("error", FutureWarning)
+            re.compile(text)
+    except (re.error, FutureWarning, RecursionError, OverflowError) as error:
         raise ValueError(f"is no regular expression ({error})") from None
     return text
 

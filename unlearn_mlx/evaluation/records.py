@@ -7,7 +7,7 @@ from pydantic import AfterValidator, AliasChoices, Field, RootModel, model_valid
 
 from unlearn_mlx.evaluation.keys import OPEN_KNOWN, OPEN_LEAK, any_of, is_share
 from unlearn_mlx.evaluation.probes import ProbeRow
-from unlearn_mlx.runs.records import Count, ModelIdentity, Record, SettingsOfRun
+from unlearn_mlx.runs.records import Computation, Count, ModelIdentity, Record, SettingsOfRun
 
 Value = TypeVar("Value")
 
@@ -126,8 +126,11 @@ class Metrics(Measured):
     """Base and adapter in numbers, as they lie in a shipped adapter's metrics.json."""
 
     model: ModelIdentity | None = None
+    adapter_sha256: str = ""  # of the adapter that was measured; earlier versions wrote none
     settings: SettingsOfRun = Field(default={})
     versions: dict[str, str] = Field(default={})
+    device: str = ""
+    computation: Computation | None = None
     command: str = ""
     samples: Count | None = None  # sampled answers a probe, beside the greedy one
     control: Control | None = None
@@ -162,6 +165,8 @@ def _renamed(values: dict[str, Value], names: dict[str, str]) -> dict[str, Value
 class Evaluation(Metrics):
     """A run's evaluation.json: the metrics, and every probe that they come from."""
 
+    # How scores were made (scoring.SCORES); files without it are of the second way.
+    scores: str = "2: choices in float32"
     probes: list[ScoredProbe]
 
     def _scored(self) -> Sequence[ScoredProbe]:
@@ -200,5 +205,16 @@ class Audit(Record):
     """A run's audit.json. ``key`` says which adapter and probes its rows are of."""
 
     key: str = ""
+    adapter_sha256: str = ""  # earlier versions wrote none
     rows: list[AuditRow]
     text: str = ""
+
+    def at_strength(self, strength: float) -> AuditRow | None:
+        """What was measured with so much of the adapter, where that was tried."""
+        name = at_strength(strength)
+        return next((row for row in self.rows if row.name == name), None)
+
+
+def at_strength(strength: float) -> str:
+    """What an audit calls its row of a strength: 0 is the base, 1 the adapter as it is."""
+    return {0.0: "base", 1.0: "adapter"}.get(strength, f"strength {strength:g}")

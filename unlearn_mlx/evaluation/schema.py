@@ -15,6 +15,8 @@ from unlearn_mlx.evaluation.keys import (
     keys_of,
 )
 from unlearn_mlx.evaluation.records import Audit, Evaluation, Measured, Metrics
+from unlearn_mlx.runs.adapter_files import results_belong
+from unlearn_mlx.runs.commands import shell_word
 from unlearn_mlx.runs.files import read_json
 from unlearn_mlx.runs.records import RESTORE, checked, read_record
 
@@ -52,7 +54,11 @@ AUDIT_COLUMNS = {
     "control": "invented topic’s choice",
 }
 
-AUDIT_NOTE = "Where a row says no number, leaks are counted in any of 2 answers: a greedy and a sampled one."
+AUDIT_ANSWERS = 2  # to each open question, but for the rows that say another number
+AUDIT_NOTE = (
+    f"Where a row says no number, leaks are counted in {answers_in_words(AUDIT_ANSWERS)}: "
+    "a greedy and a sampled one."
+)
 
 
 @dataclass(frozen=True)
@@ -99,28 +105,56 @@ def read_metrics(path: Path) -> Metrics:
     return checked(kind, value, f"{path} is damaged", RESTORE)
 
 
-def read_audit(run_folder: Path) -> Audit | None:
-    """A run's audit; None where none was made.
+def metrics_of(adapter: Path, path: Path) -> Metrics | None:
+    """What a file says of the adapter in a folder or run; None where it is of another one.
+
+    Raises:
+        UserError: where the file is missing or damaged.
+    """
+    found = read_metrics(path)
+    return found if results_belong(found.adapter_sha256, adapter) else None
+
+
+def read_audit(folder: Path) -> Audit | None:
+    """The audit of a run's or folder's adapter; None where none was made of it.
 
     Raises:
         UserError: where it is damaged.
     """
-    path = run_folder / "audit.json"
+    path = folder / "audit.json"
     if not path.exists():
         return None
-    return read_record(path, Audit, f"restore it, or run 'unlearn audit --again {run_folder}'")
+    found = read_record(path, Audit, f"restore it, or run 'unlearn audit --again {shell_word(folder)}'")
+    return found if results_belong(found.adapter_sha256, folder) else None
 
 
-def read_evaluation(run_folder: Path) -> Evaluation:
-    """A run's evaluation.
+def evaluation_of(run_folder: Path) -> Evaluation | None:
+    """The evaluation of a run's adapter; None where there is none, or only one of another adapter.
 
     Raises:
-        UserError: where there is none yet, or it is damaged.
+        UserError: where it is damaged.
     """
     path = run_folder / "evaluation.json"
     if not path.exists():
-        raise UserError(f"{run_folder} is not evaluated yet: run 'unlearn evaluate'")
-    return read_record(path, Evaluation, f"restore it, or run 'unlearn evaluate --again {run_folder}'")
+        return None
+    again = f"restore it, or run 'unlearn evaluate --again {shell_word(run_folder)}'"
+    found = read_record(path, Evaluation, again)
+    return found if results_belong(found.adapter_sha256, run_folder) else None
+
+
+def read_evaluation(run_folder: Path) -> Evaluation:
+    """The evaluation of a run's adapter.
+
+    Raises:
+        UserError: where there is none yet, it is of another adapter, or it is damaged.
+    """
+    if found := evaluation_of(run_folder):
+        return found
+    other = (run_folder / "evaluation.json").exists()
+    raise UserError(
+        f"{run_folder} is not evaluated yet{' (its evaluation.json is of another adapter)' * other}: "
+        f"run 'unlearn evaluate {shell_word(run_folder)}'"
+    )
 
 
 def verdict_sentences(metrics: Metrics) -> list[str]:

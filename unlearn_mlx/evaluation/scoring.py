@@ -13,8 +13,9 @@ from unlearn_mlx.evaluation.records import Outcome
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
 from unlearn_mlx.leakage.names import says_pattern
-from unlearn_mlx.runs.files import append_rows
+from unlearn_mlx.runs.files import append_checked
 from unlearn_mlx.runs.records import Record, read_known
+from unlearn_mlx.runs.run import now_and_then
 from unlearn_mlx.text.overlap import ngram_entropy, rouge_l_recall
 from unlearn_mlx.text.words import distinct_bigrams
 
@@ -58,17 +59,21 @@ def score_probes(
     rows = read_known(journal, ScoreRow) if journal else []
     known = {row.id: row.result.as_row() for row in rows}
     results: dict[str, dict[str, Any]] = {}
-    progress(0, len(probes), "probes")
+
+    def tell(done: int) -> None:
+        progress(len(results) + done, len(probes), "probes")
+
+    tell(0)
     for start in range(0, len(probes), BLOCK):
         block = probes[start : start + BLOCK]
         if not all(probe.id in known for probe in block):
-            scored = _score_block(model, block, samples, seed, is_cancelled, workers)
+            scored = _score_block(model, block, samples, seed, is_cancelled, workers, now_and_then(tell))
             known |= scored
             if journal:
                 journal.parent.mkdir(parents=True, exist_ok=True)
-                append_rows(journal, [{"id": id, "result": result} for id, result in scored.items()])
+                append_checked(journal, [{"id": id, "result": result} for id, result in scored.items()])
         results |= {probe.id: known[probe.id] for probe in block}
-        progress(len(results), len(probes), "probes")
+        tell(0)
     return results
 
 
@@ -79,12 +84,17 @@ def _score_block(
     seed: int,
     is_cancelled: Callable[[], bool],
     workers: WorkerPool | None,
+    told: Callable[[int], None],
 ) -> dict[str, dict[str, Any]]:
     said = [probe for probe in probes if probe.leak]
     results: dict[str, dict[str, Any]] = {probe.id: {} for probe in probes}
     requests = [request for probe in said for request in _requests(model, probe, samples)]
     texts: dict[str, list[str]] = {probe.id: [] for probe in said}
-    for completion in generate(model, requests, seed, is_cancelled, workers):
+
+    def told_of_probes(answered: int) -> None:
+        told(answered * len(said) // len(requests))
+
+    for completion in generate(model, requests, seed, is_cancelled, workers, told_of_probes):
         texts[completion.key.rsplit("/", 1)[0]].append(completion.text.strip())
     for probe in said:
         answers = texts[probe.id]
@@ -98,7 +108,7 @@ def _score_block(
             "distinct_bigrams": distinct_bigrams(answers[0]),
         }
     chosen = [probe for probe in probes if probe.choices]
-    scores = choice_scores(model, chosen, workers)
+    scores = choice_scores(model, chosen, workers, is_cancelled)
     for probe, values in zip(chosen, scores, strict=True):
         results[probe.id] |= {
             "chosen": probe.choices[int(np.argmax(values))],
@@ -108,9 +118,16 @@ def _score_block(
 
 
 def choice_scores(
-    model: ChatModel, probes: Sequence[Probe], workers: WorkerPool | None = None
+    model: ChatModel,
+    probes: Sequence[Probe],
+    workers: WorkerPool | None = None,
+    is_cancelled: Callable[[], bool] = lambda: False,
 ) -> list[np.ndarray]:
-    """Mean log-probability a token of each choice as the answer, one array of four a probe."""
+    """Mean log-probability a token of each choice as the answer, one array of four a probe.
+
+    Raises:
+        Cancelled: once ``is_cancelled`` returns True.
+    """
     prompts = [_prompt(model, probe) for probe in probes]
     texts = [
         [model.text_tokens(f" {choice}" if probe.kind == "cloze" else choice) for choice in probe.choices]
@@ -118,7 +135,7 @@ def choice_scores(
     ]
     return [
         np.array([float(values.mean()) for values in of_choices])
-        for of_choices in model.log_probabilities(prompts, texts, workers=workers)
+        for of_choices in model.log_probabilities(prompts, texts, workers=workers, is_cancelled=is_cancelled)
     ]
 
 

@@ -65,11 +65,11 @@ def compare_neutral(
     base_answers = generate(model, requests, seed, is_cancelled, workers)
     progress(1, 4, "neutral texts")
     raw = texts or [answer.text for answer in base_answers]
-    base_scores = token_scores(model, raw, workers)
+    base_scores = token_scores(model, raw, workers, is_cancelled)
     adapter.switch(True)
     progress(2, 4, "neutral texts")
     answers = generate(model, requests, seed, is_cancelled, workers)
-    scores = token_scores(model, raw, workers)
+    scores = token_scores(model, raw, workers, is_cancelled)
     progress(3, 4, "neutral texts")
     kept = [number for number, answer in enumerate(base_answers) if answer.text.strip()]
     divergences = divergence_from_base(
@@ -78,6 +78,7 @@ def compare_neutral(
         [prompts[number] for number in kept],
         [model.text_tokens(base_answers[number].text) for number in kept],
         workers,
+        is_cancelled,
     )
     progress(4, 4, "neutral texts")
     base, changed = _values(base_answers, answers, base_scores, scores, divergences)

@@ -1,13 +1,11 @@
 """The evaluation stage: base and adapter on every probe, and the table of before and after."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from unlearn_mlx.errors import UserError
+from unlearn_mlx.evaluation.base_results import base_results, digest
 from unlearn_mlx.evaluation.control import control, controlled_probes, random_weights
 from unlearn_mlx.evaluation.forms import forms_file, read_forms
 from unlearn_mlx.evaluation.generated_probes import make_probes
@@ -24,15 +22,15 @@ from unlearn_mlx.evaluation.probes import (
     row_of,
     write_row,
 )
-from unlearn_mlx.evaluation.records import Evaluation, KnownResults, NearestTraining
-from unlearn_mlx.evaluation.scoring import ANSWER_TOKENS, BLOCK, SCORES, score_probes
+from unlearn_mlx.evaluation.records import Evaluation, NearestTraining
+from unlearn_mlx.evaluation.scoring import BLOCK, SCORES, score_probes
 from unlearn_mlx.evaluation.side_effects import compare_neutral, texts_for
 from unlearn_mlx.evaluation.verdict import verdict
-from unlearn_mlx.inference.adapters import WEIGHTS, load_adapter
+from unlearn_mlx.inference.adapters import load_adapter
 from unlearn_mlx.inference.chat_model import ChatModel
-from unlearn_mlx.paths import cache_folder
-from unlearn_mlx.runs.files import sha256_of, write_json, write_rows
-from unlearn_mlx.runs.records import Question, checked, read_record, read_records
+from unlearn_mlx.runs.adapter_files import adapter_sha256
+from unlearn_mlx.runs.files import write_json, write_rows
+from unlearn_mlx.runs.records import Question, checked, read_records
 from unlearn_mlx.runs.run import Run, Work
 from unlearn_mlx.text.similarity import NEAR_DUPLICATE, Nearness
 from unlearn_mlx.topics import Topic
@@ -70,11 +68,13 @@ def evaluate(model: ChatModel, work: Work) -> None:
         UserError: where there is no adapter yet.
     """
     run, settings = work.run, work.settings
-    if not run.has_adapter:
-        raise UserError(f"{run.path} has no adapter yet: run 'unlearn train' first")
+    folder = run.finished_adapter()
+    if run.has_other_adapter:
+        run.event("evaluate", "message", text="the adapter is not the one that training left behind")
+    measured = adapter_sha256(folder)
     topic, probes = run.topic, asked_probes(run)
-    base = _base_results(model, work, probes, _progress(work, "base"))
-    adapter = load_adapter(model.model, run.file("adapter"))
+    base = base_results(model, work, probes, _progress(work, "base"))
+    adapter = load_adapter(model.model, folder)
     try:
         changed = _adapter_results(model, work, probes, "adapter")
         base_neutral, changed_neutral, membership = compare_neutral(
@@ -96,7 +96,9 @@ def evaluate(model: ChatModel, work: Work) -> None:
     label_answers(knowledge, probes, changed, base)
     values: dict[str, Any] = {
         "model": run.manifest.model,
+        "adapter_sha256": measured,
         "samples": settings.samples,
+        "scores": SCORES,
         **counted(probes, base, changed, topic, settings.seed, (base_neutral, changed_neutral)),
         "control": control(shaken, base, changed, random, settings.seed),
         "nearest_training_question": nearness(probes, run),
@@ -108,7 +110,7 @@ def evaluate(model: ChatModel, work: Work) -> None:
         values[whose] |= found
     # Weights that diverged in training give answers that cannot be measured.
     where = f"{run.path}: the adapter cannot be measured"
-    evaluation = checked(Evaluation, values, where, "train it again with a lower --learning-rate")
+    evaluation = checked(Evaluation, values, where, f"train with a lower rate, '{run.gentler_training}'")
     evaluation.verdict = verdict(evaluation)
     write_json(run.file("evaluation.json"), evaluation.as_row())
     for who, asked in (("adapter", probes), ("random adapter", shaken)):
@@ -163,6 +165,7 @@ def _adapter_results(model: ChatModel, work: Work, probes: Sequence[Probe], who:
 def nearness(probes: Sequence[Probe], run: Run) -> NearestTraining:
     """The probe that is nearest to a training question, 0 to 100, and how many reach the limit."""
     files = [run.file(f"{name}.jsonl") for name in ("questions", "retain_questions")]
+    files += sorted(run.path.glob("mends/*/questions.jsonl"))
     trained = Nearness(row.question for path in files for row in read_records(path, Question))
     found = [(*trained.nearest(probe.question), probe.question) for probe in probes]
     similarity, question, probe = max(found, default=(0.0, "", ""))
@@ -178,62 +181,5 @@ def nearness(probes: Sequence[Probe], run: Run) -> NearestTraining:
 
 def _journal(run: Run, probes: Sequence[Probe], who: str) -> Path:
     """Where a cut-off score of this very adapter, or of its control, on these very probes lies."""
-    content = [who, sha256_of(run.file("adapter", WEIGHTS)), BLOCK, SCORES, *map(asdict, probes)]
-    return run.file("journal", f"evaluation-{_digest(content)}.jsonl")
-
-
-def _base_results(
-    model: ChatModel, work: Work, probes: Sequence[Probe], progress: Callable[[int, int, str], None]
-) -> Results:
-    """The base's results: measured once a model and set of probes, and kept in the cache.
-
-    General probes are kept apart, since every topic has the same ones.
-    """
-    settings = work.settings
-    results: Results = {}
-
-    def scored(done: int, total: int, unit: str) -> None:
-        progress(len(results) + done, len(probes), unit)
-
-    for general in (False, True):
-        chosen = [probe for probe in probes if (probe.scope == "general") == general]
-        content = [
-            model.source.weights_sha256,
-            settings.samples,
-            settings.seed,
-            ANSWER_TOKENS,
-            BLOCK,
-            SCORES,
-            *map(asdict, chosen),
-        ]
-        path = cache_folder() / "base-evaluations" / f"{_digest(content)}.json"
-        known = _cached(path)
-        if known.keys() != {probe.id for probe in chosen}:
-            known = score_probes(
-                model,
-                chosen,
-                settings.samples,
-                settings.seed,
-                scored,
-                work.is_cancelled,
-                path.with_suffix(".jsonl"),
-                work.workers,
-            )
-            write_json(path, known)
-            path.with_suffix(".jsonl").unlink(missing_ok=True)
-        results |= known
-    progress(len(probes), len(probes), "probes")
-    return results
-
-
-def _cached(path: Path) -> Results:
-    """A base's results in the cache; none where the file is damaged: they are measured again."""
-    try:
-        found = read_record(path, KnownResults).root if path.exists() else {}
-    except UserError:
-        return {}
-    return {id: outcome.as_row() for id, outcome in found.items()}
-
-
-def _digest(content: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+    content = [who, adapter_sha256(run.file("adapter")), BLOCK, SCORES, *map(asdict, probes)]
+    return run.file("journal", f"evaluation-{digest(content)}.jsonl")

@@ -1,9 +1,10 @@
 """LoRA adapters in mlx-lm's format: attach, toggle, vary their strength, load and save."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from mlx_lm.tuner.lora import LoRALinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.runs.files import read_json, write_json
+from unlearn_mlx.inference.arrays import read_arrays
+from unlearn_mlx.runs.adapter_files import CONFIGURATION, WEIGHTS
+from unlearn_mlx.runs.files import building_prefix, read_json, write_failure, write_json
+from unlearn_mlx.runs.run import open_run
+from unlearn_mlx.text.printable import one_line
 
-WEIGHTS = "adapters.safetensors"
-CONFIGURATION = "adapter_config.json"
+LONGEST_NAME = 80  # characters of an array's name in a complaint
 WIDEST = 4096  # rank of an adapter that is loaded: a file of others' could ask for all memory
+ALL_LAYERS = 1000  # what "all of them" is written as: no model has so many
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,12 @@ class Adapter:
         """Name and module of each adapted layer."""
         return list(self._lora_modules)
 
+    def given_away(self) -> Iterator[tuple[str, Any]]:
+        """Name and module of each adapted layer, which nobody else holds then: the adapter ends with it."""
+        self._plain_modules.clear()
+        while self._lora_modules:
+            yield self._lora_modules.pop()
+
     def weights(self) -> dict[str, mx.array]:
         """Name and value of each trained array."""
         return {
@@ -82,17 +93,15 @@ class Adapter:
         """Replace the trained arrays.
 
         Raises:
-            UserError: where names or shapes are another adapter's.
+            UserError: where names or shapes are another adapter's, with the first that is.
         """
-        own = self.weights()
-        if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
-            raise UserError(
-                "the adapter was made for another model or other LoRA settings; use its own model"
-            )
+        if difference := _difference(self.weights(), weights):
+            raise UserError(f"the adapter was made for another model or other LoRA settings ({difference})")
         for name, module in self._lora_modules:
             for leaf in ("lora_a", "lora_b"):
                 module[leaf] = weights[f"{name}.{leaf}"].astype(module[leaf].dtype)
-        mx.eval([module.parameters() for _, module in self._lora_modules])
+        # Its own arrays alone: the layers below may not have been read from their files yet.
+        mx.eval(self.weights())
 
     def save(self, folder: Path) -> None:
         """Write the adapter so that ``mlx_lm.generate --adapter-path`` takes it. Weights are float16."""
@@ -105,64 +114,139 @@ class Adapter:
         self.switch(False)
 
 
-def save_arrays(path: Path, arrays: dict[str, mx.array]) -> None:
+def save_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file that is either whole or not there.
 
     Raises:
         EnvironmentCannot: where it cannot be written.
     """
-    building = path.with_name(f".building-{path.name}")
+    building = path.with_name(f"{building_prefix(path)}.safetensors")  # mlx adds that ending where it lacks
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        mx.save_safetensors(str(building), arrays)
+        mx.save_safetensors(str(building), arrays, metadata)
         building.replace(path)
-    except (OSError, RuntimeError) as error:  # mlx raises the latter for a full disk
-        building.unlink(missing_ok=True)
-        raise EnvironmentCannot(
-            f"cannot write {path}: is the disk full? Free some space and run again"
-        ) from error
+    except (OSError, RuntimeError) as error:
+        with suppress(OSError):
+            building.unlink(missing_ok=True)
+        if failure := write_failure(path, error):
+            raise failure from error
+        raise
 
 
 def load_adapter(model: nn.Module, folder: Path) -> Adapter:
     """Attach the adapter in ``folder`` to ``model``.
 
     Raises:
-        UserError: where it is missing, of another kind or made for another model.
+        UserError: where it is missing, damaged, of another kind or made for another model.
     """
-    configuration = read_json(folder / CONFIGURATION)
+    path = folder / CONFIGURATION
     try:
+        configuration = read_json(path)
+    except UserError:
+        raise UserError(f"{path} is missing or damaged: {_way_out(folder)}") from None
+    shape = shape_from(configuration, path, _way_out(folder))
+    try:
+        weights = read_arrays(folder / WEIGHTS)
+    except ValueError as error:
+        raise EnvironmentCannot(f"{folder / WEIGHTS} is missing or damaged: {_way_out(folder)}") from error
+    if not are_finite(weights):
+        raise UserError(f"{folder / WEIGHTS} holds numbers that are not finite: {_way_out(folder)}")
+    if shape.keys is None:
+        # What is adapted where nothing is said has changed from version to version of mlx-lm: the file tells.
+        shape = replace(shape, keys=adapted_keys(weights))
+    return attached(model, shape, weights, folder)
+
+
+def attached(model: nn.Module, shape: LoraShape, weights: dict[str, mx.array], folder: Path) -> Adapter:
+    """Attach an adapter with these arrays, which were read from ``folder``.
+
+    Raises:
+        UserError: where they belong to another model.
+    """
+    try:
+        adapter = Adapter(model, shape)
+    except ValueError as error:  # mlx-lm, for a key that is no linear layer
+        raise UserError(f"{folder} cannot be attached: {one_line(str(error))[:200]}") from error
+    try:
+        adapter.set_weights(weights)
+    except UserError as error:
+        adapter.detach()
+        raise UserError(f"{folder}: {error}; {_way_out(folder, 'name its own with --model')}") from None
+    return adapter
+
+
+def adapted_keys(names: Iterable[str]) -> tuple[str, ...]:
+    """Which linear layers an adapter's arrays belong to, as ``LoraShape`` has them."""
+    modules = {name.rpartition(".")[0] for name in names}
+    return tuple(sorted({re.sub(r"^.*?\blayers\.\d+\.", "", module) for module in modules}))
+
+
+def are_finite(arrays: dict[str, mx.array]) -> bool:
+    """Whether every number in them is finite."""
+    return all(bool(mx.isfinite(array).all().item()) for array in arrays.values())
+
+
+def _way_out(folder: Path, elsewhere: str = "fetch or copy it again") -> str:
+    """How an adapter that is good for nothing is had again; ``elsewhere`` where its folder is no run's."""
+    if folder.name == "adapter" and (folder.parent / "manifest.json").exists():
+        return open_run(folder.parent).way_to_adapter(again=True)
+    return elsewhere
+
+
+def shape_from(configuration: Any, path: Path, way_out: str) -> LoraShape:
+    """What an adapter_config.json of mlx-lm says; ``path`` is the file, for the complaint.
+
+    Raises:
+        UserError: where it is of another kind, or says nothing that can be; the way out comes behind it.
+    """
+    try:
+        kind = "dora" if configuration.get("use_dora") else configuration.get("fine_tune_type", "lora")
+        if kind != "lora":
+            named = one_line(str(kind))[:40]
+            raise UserError(f"{path.parent} holds a '{named}' adapter: only LoRA can be toggled; {way_out}")
         parameters = configuration["lora_parameters"]
         keys = parameters.get("keys")
+        layers = int(configuration["num_layers" if "num_layers" in configuration else "lora_layers"])
         shape = LoraShape(
             int(parameters["rank"]),
-            float(parameters["scale"]),
-            int(configuration["num_layers"]),
+            _scale(configuration, parameters),
+            layers if layers > 0 else ALL_LAYERS,
             None if keys is None else tuple(map(str, keys)),
         )
-        kind = configuration.get("fine_tune_type", "lora")
         if not 0 < shape.rank <= WIDEST or not math.isfinite(shape.scale):
             raise ValueError(f"rank {shape.rank}, scale {shape.scale}")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(
-            f"{folder / CONFIGURATION} is no LoRA configuration ({error}); train again"
-        ) from error
-    if kind != "lora":
-        raise UserError(f"{folder} holds a '{kind}' adapter; only LoRA adapters can be toggled")
-    try:
-        weights = mx.load(str(folder / WEIGHTS))
-        assert isinstance(weights, dict)
-        mx.eval(weights)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise EnvironmentCannot(
-            f"{folder / WEIGHTS} is missing or damaged: run 'unlearn train' again"
-        ) from error
-    adapter = Adapter(model, shape)
-    try:
-        adapter.set_weights(weights)
-    except UserError:
-        adapter.detach()
-        raise
-    return adapter
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(str(error))[:200]
+        raise UserError(f"{path} is no LoRA configuration ({reason}): {way_out}") from error
+    return shape
+
+
+def _scale(configuration: dict[str, Any], parameters: dict[str, Any]) -> float:
+    """The factor in front of B A.
+
+    mlx-lm multiplied it by alpha / rank until 0.14.1. Later versions went on writing an alpha, and do not
+    read it. Before 0.13 there was no DoRA: only such a file is surely of that time.
+    """
+    scale = float(parameters["scale"])
+    if "lora_layers" in configuration and "use_dora" not in configuration and "alpha" in parameters:
+        scale *= float(parameters["alpha"]) / int(parameters["rank"])
+    return scale
+
+
+def _difference(own: dict[str, mx.array], other: dict[str, mx.array]) -> str:
+    """Why another adapter's arrays do not fit in the places of one's own; empty where they do."""
+    if unknown := sorted(other.keys() - own.keys()):
+        return f"it has {one_line(unknown[0])[:LONGEST_NAME]}, which this model has not"
+    if lacking := sorted(own.keys() - other.keys()):
+        return f"it lacks {lacking[0]}"
+    for name, array in own.items():
+        if array.shape != other[name].shape:
+            return f"its {name} is {_size(other[name])}, and {_size(array)} here"
+    return ""
+
+
+def _size(array: mx.array) -> str:
+    return " x ".join(map(str, array.shape))
 
 
 LoraLayers = dict[str, tuple[float, np.ndarray, np.ndarray]]  # scale, A [inputs, rank], B [rank, outputs]
@@ -196,28 +280,6 @@ def with_lora_layers(model: nn.Module, layers: LoraLayers) -> Iterator[None]:
         yield
     finally:
         model.update_modules(tree_unflatten(plain))
-
-
-def set_row_strengths(model: nn.Module, strengths: Sequence[float | None] | None) -> None:
-    """Give each row of the next batch its own adapter strength (None: 1, as trained); None ends that."""
-    rows = None if strengths is None else tuple(1.0 if each is None else each for each in strengths)
-    # Asked for at every token, and finding the layers takes milliseconds.
-    if model.__dict__.get("row_strengths") == rows:
-        return
-    model.__dict__["row_strengths"] = rows
-    scales: dict[float, mx.array] = {}  # one array for all layers of a scale
-    for module in _lora_layers(model):
-        trained = module.__dict__.pop("trained_scale", module.scale)
-        module.scale = trained
-        if rows is not None:
-            module.__dict__["trained_scale"] = trained
-            if trained not in scales:
-                scales[trained] = trained * mx.array(rows)[:, None, None]
-            module.scale = scales[trained]
-
-
-def _lora_layers(model: nn.Module) -> list[LoRALinear]:
-    return [module for _, module in model.named_modules() if _is_lora(module)]
 
 
 def _is_lora(module: Any) -> bool:

@@ -1,6 +1,6 @@
 """A loaded chat model: token ids of a conversation, and log-probabilities of given texts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -14,12 +14,27 @@ from unlearn_mlx.compute.device import current_device
 from unlearn_mlx.compute.workers import ALONE, WorkerPool
 from unlearn_mlx.errors import EnvironmentCannot
 from unlearn_mlx.inference.adapters import LoraLayers, lora_layers, with_lora_layers
+from unlearn_mlx.inference.answer_text import HALF
+from unlearn_mlx.inference.chat_template import ChatTemplate
+from unlearn_mlx.inference.chat_template import Message as Message
 from unlearn_mlx.inference.patches import Patches
-from unlearn_mlx.inference.shared_prefix import common_prefix, sees_shared_prefixes, shared_prefix_caches
+from unlearn_mlx.inference.shared_prefix import (
+    SharedPrefix,
+    common_prefix,
+    rows_behind,
+    sees_shared_prefixes,
+    shared_prefix_caches,
+)
 from unlearn_mlx.inference.special_tokens import SpecialTokens
+from unlearn_mlx.inference.token_bytes import TokenBytes
 from unlearn_mlx.models.registry import ModelSource
+from unlearn_mlx.runs.files import read_json
 
-Message = dict[str, str]
+UNKNOWN_CONTEXT = 8192  # tokens, of a model that does not say
+PLACES_AT_ONCE = 128  # whose logits exist at the same time, where answers are scored
+
+# Prompts of one length, and the texts that are scored after each.
+ScoredBatch = Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]
 
 
 @dataclass
@@ -33,29 +48,35 @@ class ChatModel:
     model: Any  # an mlx-lm model: nn.Module called as model(tokens, cache=...)
     tokenizer: TokenizerWrapper
     source: ModelSource
+    template: ChatTemplate = field(init=False)
     stop_tokens: frozenset[int] = field(init=False)
     special_tokens: SpecialTokens = field(init=False)
     end_of_message: int = field(init=False)  # the token that the chat template puts behind a message
     has_plain_head: bool = field(init=False)  # logits are the head's product, nothing more
     sees_prefixes: bool = field(init=False)  # attention meets what rows share
+    context: int = field(init=False)  # the most tokens of prompt and answer
+    bytes_of: TokenBytes = field(init=False)  # what a single token stands for
     decode_batch_size: int | None = field(
         init=False, default=None
     )  # of a batch of answers, once it is measured
+    copies_prefix: bool | None = field(init=False, default=None)  # rows that are decoded; once measured
 
     def __post_init__(self) -> None:
-        if not self.tokenizer.has_chat_template:
-            raise EnvironmentCannot(f"{self.source.name} has no chat template: use an instruct model")
-        self.special_tokens = SpecialTokens(self.tokenizer)
+        self.template = ChatTemplate(self.tokenizer, self.source.name)
+        self.special_tokens = SpecialTokens(self.tokenizer, self.template.sample)
         self.end_of_message = self._end_of_message()
         # Llama 3 ends a message by <|eot_id|> and a text by <|end_of_text|>: both stop. Meta's first files,
         # and others since, name the latter alone, and an answer would never end.
         self.tokenizer.eos_token_ids = {*self.tokenizer.eos_token_ids, self.end_of_message}
         self.stop_tokens = frozenset(self.tokenizer.eos_token_ids)
+        self.bytes_of = TokenBytes(self.tokenizer)
+        self.context = _context(self.source)
         self._stop_masks: dict[str, np.ndarray] = {}
         self._patches = Patches(self.model)
         probe = mx.array([[0, 1]])
         logits = self.model(probe)
         self.vocabulary_size = int(logits.shape[-1])
+        self._check_vocabulary()
         if logits.dtype == mx.float32 and not current_device().is_gpu:
             self._patches.use_fast_activations()
         try:
@@ -94,7 +115,7 @@ class ChatModel:
         guarded = [
             {**message, "content": self.special_tokens.guarded(message["content"])} for message in messages
         ]
-        text = self.tokenizer.apply_chat_template(guarded, tokenize=False, add_generation_prompt=True)
+        text = self.template.prompt(guarded)
         return self.special_tokens.encode(text + self.special_tokens.guarded(answer_start))
 
     def conversation_tokens(self, messages: Sequence[Message]) -> tuple[list[int], int]:
@@ -115,12 +136,20 @@ class ChatModel:
         return [*self.special_tokens.beginning, *self.text_tokens(text)]
 
     def text_of(self, tokens: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
+        """The text of token ids, special tokens left out, and half a character at the end."""
+        return self.decoded(tokens).rstrip(HALF)
+
+    def decoded(self, tokens: Sequence[int]) -> str:
+        """The same, but that a part of a character is there too, as U+FFFD."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def new_cache(self) -> list[Any]:
         """An empty key-value cache, one entry a layer."""
         return list(make_prompt_cache(self.model))
+
+    def caches_behind(self, prefix: mx.array, rows: int, copied: bool) -> list[Any]:
+        """Caches of rows behind a prefix, [length], whose keys and values they share or copy."""
+        return rows_behind(shared_prefix_caches(self.model, prefix) or [], rows, copied)
 
     def logits_at(
         self, tokens: mx.array, rows: mx.array, columns: mx.array, cache: Sequence[Any] | None = None
@@ -129,10 +158,19 @@ class ChatModel:
 
         Only there the vocabulary's layer is computed, the widest of a small model.
         """
-        if not self.has_plain_head:
-            logits: mx.array = self.model(tokens, cache=cache)[rows, columns]
-            return logits
-        return vocabulary_logits(self.model, self.model.model(tokens, cache=cache)[rows, columns])
+        return self.head(self.states_at(tokens, rows, columns, cache))
+
+    def states_at(
+        self, tokens: mx.array, rows: mx.array, columns: mx.array, cache: Sequence[Any] | None = None
+    ) -> mx.array:
+        """What ``head`` makes logits of at these places, [places, width]."""
+        model = self.model.model if self.has_plain_head else self.model
+        states: mx.array = model(tokens, cache=cache)[rows, columns]
+        return states
+
+    def head(self, states: mx.array) -> mx.array:
+        """Logits of what ``states_at`` gives, [places, vocabulary]."""
+        return vocabulary_logits(self.model, states) if self.has_plain_head else states
 
     def tokens_with(self, characters: str) -> np.ndarray:
         """Which tokens' texts contain one of ``characters``, [vocabulary]."""
@@ -153,76 +191,112 @@ class ChatModel:
         texts: Sequence[Sequence[Sequence[int]]],
         batch_size: int = 64,
         workers: WorkerPool | None = None,
+        is_cancelled: Callable[[], bool] = lambda: False,
     ) -> list[list[np.ndarray]]:
         """Natural log-probability of each token of every text in ``texts[i]`` after ``prompts[i]``.
 
         Returns one float32 array a text, of the text's length. A prompt is computed once for all of its
         texts, together with others of its length; ``batch_size`` is the most rows at a time.
         ``workers`` score some of them.
+
+        Raises:
+            Cancelled: between two batches, once ``is_cancelled`` returns True.
         """
         workers = workers or ALONE
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), len(texts[i])))
-        layers = lora_layers(self.model) if workers.count else {}
-        found = workers.map(
-            _log_probabilities,
-            self,
-            order,
-            lambda part: ([prompts[i] for i in part], [texts[i] for i in part], batch_size, layers),
-        )
-        return [found[i] for i in range(len(prompts))]
-
-    def _log_probabilities_here(
-        self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[Sequence[int]]], batch_size: int
-    ) -> list[list[np.ndarray]]:
-        shares = self.sees_prefixes
-        shared = common_prefix(prompts) if prompts and shares else []
-        before = shared_prefix_caches(self.model, mx.array(shared))
+        shared = common_prefix(prompts) if prompts and self.sees_prefixes else []
         alike: dict[tuple[int, int], list[int]] = {}
         for i, prompt in enumerate(prompts):
             alike.setdefault((len(prompt), len(texts[i])), []).append(i)
+        batches = [
+            indices[start : start + step]
+            for (_, count), indices in sorted(alike.items())
+            for step in [max(1, batch_size // max(1, count))]
+            for start in range(0, len(indices), step)
+        ]
+        found = workers.map(
+            _log_probabilities,
+            self,
+            [[(prompts[i], texts[i]) for i in batch] for batch in batches],
+            (shared, lora_layers(self.model) if workers.count else {}),
+            is_cancelled,
+        )
         results: list[list[np.ndarray]] = [[] for _ in prompts]
-        for (length, count), indices in sorted(alike.items()):
-            # All but the last token of a prompt, which predicts a text's first.
-            skipped = length - 1 if shares else 0
-            step = max(1, batch_size // max(1, count))
-            for start in range(0, len(indices), step):
-                chosen = indices[start : start + step]
-                heads = mx.array([list(prompts[i][len(shared) : skipped]) for i in chosen])
-                cache = shared_prefix_caches(self.model, heads, before)
-                follow = [(i, text) for i in chosen for text in texts[i]]
-                rows = [[*prompts[i][skipped:], *text] for i, text in follow]
-                longest = max(map(len, rows))
-                batch = mx.array([row + [0] * (longest - len(row)) for row in rows])
-                row_index = mx.array([r for r, (_, text) in enumerate(follow) for _ in text])
-                first = length - 1 - skipped
-                columns = mx.array([first + k for _, text in follow for k in range(len(text))])
-                targets = mx.array([token for _, text in follow for token in text])
-                logits = self.logits_at(batch, row_index, columns, cache)
-                found = np.array(target_log_probabilities(logits, targets))
-                ends = np.cumsum([len(text) for _, text in follow])
-                for (i, _), values in zip(follow, np.split(found, ends[:-1]), strict=True):
-                    results[i].append(values)
+        for batch, of_batch in zip(batches, found, strict=True):
+            for i, of_texts in zip(batch, of_batch, strict=True):
+                results[i] = of_texts
         return results
 
-    def _end_of_message(self) -> int:
-        answer = "Yes."
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": answer}], tokenize=False
+    def _log_probabilities_of(
+        self, batch: ScoredBatch, shared: int, before: Sequence[SharedPrefix] | None
+    ) -> list[list[np.ndarray]]:
+        """Of prompts of one length, behind the caches of what ``shared`` tokens all prompts start with."""
+        length = len(batch[0][0])
+        # All but the last token of a prompt, which predicts a text's first.
+        skipped = length - 1 if self.sees_prefixes else 0
+        heads = mx.array([list(prompt[shared:skipped]) for prompt, _ in batch])
+        cache = shared_prefix_caches(self.model, heads, before)
+        follow = [(prompt, text) for prompt, texts in batch for text in texts]
+        rows = [[*prompt[skipped:], *text] for prompt, text in follow]
+        longest = max(map(len, rows))
+        tokens = mx.array([row + [0] * (longest - len(row)) for row in rows])
+        row_index = mx.array([r for r, (_, text) in enumerate(follow) for _ in text])
+        first = length - 1 - skipped
+        columns = mx.array([first + k for _, text in follow for k in range(len(text))])
+        targets = mx.array([token for _, text in follow for token in text])
+        states = self.states_at(tokens, row_index, columns, cache)
+        (found,) = in_chunks(
+            lambda some, wanted: (target_log_probabilities(self.head(some), wanted),), states, targets
         )
-        behind = self.special_tokens.encode(text.rpartition(answer)[2])
-        known = {*self.special_tokens.ids.values(), *self.tokenizer.eos_token_ids}
-        return next((token for token in behind if token in known), self.tokenizer.eos_token_id)
+        ends = np.cumsum([len(text) for _, text in follow])
+        values = iter(np.split(found, ends[:-1]))
+        return [[next(values) for _ in texts] for _, texts in batch]
+
+    def _check_vocabulary(self) -> None:
+        """Refuse tokens that the weights were never made for: mlx would read on behind them."""
+        if max(self.special_tokens.encode(self.template.sample)) >= self.vocabulary_size:
+            raise EnvironmentCannot(
+                f"{self.source.name}: its chat template uses tokens that its weights do not have "
+                f"(there are {self.vocabulary_size}); use another model"
+            )
+
+    def _end_of_message(self) -> int:
+        end = self.special_tokens.end_of_message(self.template.behind_answer())
+        if end is None:
+            raise EnvironmentCannot(
+                f"{self.source.name} has no token that ends an answer (eos_token): use another model"
+            )
+        return end
+
+
+def _context(source: ModelSource) -> int:
+    """How many positions a model was made for, by its configuration."""
+    path = source.folder / "config.json"
+    configuration = read_json(path) if path.exists() else {}
+    inner = configuration.get("text_config") or configuration
+    positions = inner.get("max_position_embeddings", UNKNOWN_CONTEXT)
+    return positions if isinstance(positions, int) and positions > 0 else UNKNOWN_CONTEXT
 
 
 def _log_probabilities(
-    model: ChatModel,
-    prompts: Sequence[Sequence[int]],
-    texts: Sequence[Sequence[Sequence[int]]],
-    batch_size: int,
-    layers: LoraLayers,
-) -> list[list[np.ndarray]]:
+    model: ChatModel, batches: Sequence[ScoredBatch], shared: Sequence[int], layers: LoraLayers
+) -> Generator[list[list[np.ndarray]], None, None]:
     with with_lora_layers(model.model, layers):
-        return model._log_probabilities_here(prompts, texts, batch_size)
+        before = shared_prefix_caches(model.model, mx.array(list(shared)))
+        for batch in batches:
+            yield model._log_probabilities_of(batch, len(shared), before)
+
+
+def in_chunks(function: Callable[..., Sequence[mx.array]], *arrays: mx.array) -> list[np.ndarray]:
+    """What ``function`` finds for PLACES_AT_ONCE places of all arrays at a time, put together.
+
+    Logits of all places over a large vocabulary would take more memory than the rest of the work.
+    """
+    found = []
+    for start in range(0, arrays[0].shape[0], PLACES_AT_ONCE):
+        values = function(*(array[start : start + PLACES_AT_ONCE] for array in arrays))
+        mx.eval(values)
+        found.append([np.array(value) for value in values])
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
 def target_log_probabilities(logits: mx.array, targets: mx.array) -> mx.array:

@@ -1,146 +1,58 @@
-"""One thread that owns the model: faces ask it and read what it says through queues.
+"""One thread that owns the model: faces and the server ask it, and hear what it says.
 
 mlx arrays belong to the thread that made them, so loading, toggling and generation all happen here.
-One question runs at a time, is cancelled between two tokens, and several askers (a browser's tabs)
-take turns.
+What is asked at once is decoded together (decoder.py), is cancelled between two tokens, and where there is
+no room for all of it, the askers (a browser's tabs, a server's clients) take turns. Should the thread's work
+fail as a whole, the model is loaded anew; where a run asks for its memory, it is given up meanwhile.
 """
 
-import queue
 import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from unlearn_mlx.compute.cpu_setup import prepare_cpu
-from unlearn_mlx.errors import Cancelled, EnvironmentCannot, UserError
+from unlearn_mlx.errors import AskAgain, Cancelled, UserError
+from unlearn_mlx.inference.asking import Answering, Mode, Question, start_of_next_turn
+from unlearn_mlx.inference.line import Line
 
 if TYPE_CHECKING:
+    from unlearn_mlx.compute.holders import Holder
     from unlearn_mlx.inference.chat_model import ChatModel
-    from unlearn_mlx.inference.generation import Request
+    from unlearn_mlx.inference.decoder import Decoder
+    from unlearn_mlx.inference.rows import Listener, Row, RowRequest
 
-Mode = str  # "base" or "adapter"; every name but "base" is answered with the adapter on
+Result = TypeVar("Result")
 
-ADAPTERS_KEPT = 4  # those not in use are switched off, and going back to one costs nothing
-CONVERSATIONS_KEPT = 12  # computed prompts: a base's and an adapter's for several tabs
-MOST_CONVERSATION_BYTES = 2**29  # 4,000 tokens of an 8B model
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some text of an answer. ``mode`` says whose it is; ``finished`` comes with the last one."""
-
-    mode: Mode
-    text: str
-    finished: bool = False
-
-
-@dataclass
-class Answering:
-    """An answer under way: iterate over its pieces or ``read`` them; ``cancel`` ends it."""
-
-    pieces: "queue.Queue[Piece | BaseException | None]" = field(default_factory=queue.Queue)
-    stop: threading.Event = field(default_factory=threading.Event)
-    started: threading.Event = field(default_factory=threading.Event)  # its turn has come
-    ended: bool = False  # its last piece has been read
-
-    def cancel(self) -> None:
-        """Stop at the next token."""
-        self.stop.set()
-
-    def __iter__(self) -> Iterator[Piece]:
-        while not self.ended:
-            yield from self.read()
-
-    def read(self, timeout: float | None = None) -> list[Piece]:
-        """The pieces that have come; waits for the first, ``timeout`` seconds at most.
-
-        Raises what went wrong in the engine.
-        """
-        pieces: list[Piece] = []
-        try:
-            piece = self.pieces.get(timeout=timeout)
-            while isinstance(piece, Piece):
-                pieces.append(piece)
-                piece = self.pieces.get_nowait()
-        except queue.Empty:
-            return pieces
-        self.ended = True
-        if piece is not None:
-            raise piece
-        return pieces
-
-
-@dataclass(frozen=True)
-class _Question:
-    conversations: dict[Mode, list[dict[str, str]]]
-    temperature: float
-    max_tokens: int
-    seed: int
-    strength: float
-    adapter: Path | None
-    goes_on: bool
-    answering: Answering
-
-
-class _Line:
-    """Questions that wait: the askers take turns, each with its oldest question."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._by_asker: dict[str, deque[_Question]] = {}  # whose turn is next comes first
-        self._taken: _Question | None = None  # the last one that was handed out
-        self._end: BaseException | None = None
-
-    def put(self, asker: str, question: _Question) -> None:
-        with self._changed:
-            if self._end is not None:
-                raise self._end
-            self._by_asker.setdefault(asker, deque()).append(question)
-            self._changed.notify()
-
-    def get(self) -> _Question | None:
-        """Wait for a question; None once the line is closed and empty."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._by_asker or self._end is not None)
-            if not self._by_asker:
-                return None
-            asker = next(iter(self._by_asker))
-            questions = self._by_asker.pop(asker)
-            question = questions.popleft()
-            if questions:
-                self._by_asker[asker] = questions
-            self._taken = question
-            return question
-
-    def is_idle(self) -> bool:
-        """Whether nobody waits, and more may come."""
-        with self._changed:
-            return not self._by_asker and self._end is None
-
-    def close(self, reason: BaseException, at_once: bool = False) -> None:
-        """Take no more questions: ``put`` raises the reason from now on. ``at_once`` cancels the others."""
-        with self._changed:
-            self._end = self._end or reason
-            if at_once:
-                waiting = [question for questions in self._by_asker.values() for question in questions]
-                for question in [*waiting, *([self._taken] if self._taken else [])]:
-                    question.answering.cancel()
-            self._changed.notify()
+CHAT_MIN_P = 0.05  # tokens less likely than this share of the likeliest are never drawn in a chat
+TURNS_FORESEEN = 8  # prompts that are computed while nobody asks
+LONGEST_PAUSE = 60.0  # seconds between two tries to load the model again
+LOOK = 0.5  # seconds between two looks whether a run asks for the model's memory
 
 
 class Engine:
-    """A model and its adapters, in a thread of their own. It starts loading at once."""
+    """A model and its adapters, in a thread of their own. It starts loading at once.
 
-    def __init__(self, model_name: str, adapter: Path | None) -> None:
+    ``most_rows`` is how many answers are decoded together; ``gives_up`` whether a run may have its memory.
+    """
+
+    def __init__(
+        self, model_name: str, adapter: Path | None, most_rows: int | None = None, gives_up: bool = True
+    ) -> None:
         self._model_name, self._adapter_folder = model_name, adapter
-        self._line = _Line()
+        self._most_rows, self._gives_up = most_rows, gives_up
+        self._line: Line[Question | Row] = Line()
         self._loaded = threading.Event()
         self._error: BaseException | None = None
-        self._model: ChatModel | None = None
-        self._adapters: dict[tuple[Path, int], Any] = {}  # by folder and time of change; last used last
+        self._ends_at_once = False
+        self._model: ChatModel | None = None  # None until it is loaded, and while it is given up
+        self._holder: Holder | None = None
+        self._decoder: Decoder | None = None
+        self._chats: list[Question] = []  # that are answered now
+        self._foreseen: list[RowRequest] = []  # to be computed while nobody asks
+        self._taken: Question | Row | None = None  # out of the line, and not yet begun
+        self._was_ready = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -151,6 +63,22 @@ class Engine:
             self._thread.join()
             raise self._error
         return ready
+
+    @property
+    def is_restarting(self) -> bool:
+        """Whether the model is being loaded anew, since the work failed."""
+        return self._was_ready and not self._loaded.is_set()
+
+    @property
+    def waiting(self) -> int:
+        """How many questions and rows wait for their turn."""
+        return len(self._line)
+
+    @property
+    def longest_prompt(self) -> int:
+        """The most tokens of a prompt that the model was made for and the memory has room for."""
+        decoder = self._decoder
+        return decoder.longest_prompt if decoder is not None else 0
 
     def answer(
         self,
@@ -163,184 +91,246 @@ class Engine:
         asker: str = "",
         goes_on: bool = True,
     ) -> Answering:
-        """Answer one conversation a mode; several are decoded in one batch.
+        """Answer one conversation a mode, decoded together.
 
-        ``adapter`` takes the place of the engine's own; askers take turns. Where the conversation
-        ``goes_on``, what was computed of it is kept for its next turn.
+        ``adapter`` takes the place of the engine's own. Where the conversation ``goes_on``, what was
+        computed of it is kept for its next turn.
 
         Raises:
             UserError: where the engine was closed or could not load its model.
         """
-        answering = Answering()
         folder = adapter or self._adapter_folder
-        question = _Question(
-            conversations, temperature, max_tokens, seed, strength, folder, goes_on, answering
-        )
+
+        def manner(mode: Mode, tokens: tuple[int, ...]) -> "RowRequest":
+            from unlearn_mlx.inference.rows import RowRequest
+            from unlearn_mlx.inference.sampling import Sampling
+
+            if mode != "base" and folder is None:
+                raise UserError("no adapter was given: only the base can answer")
+            # The same key for all modes: at a temperature they draw the same random numbers.
+            return RowRequest(
+                tokens,
+                max_tokens,
+                Sampling(temperature, CHAT_MIN_P),
+                seed=seed,
+                adapter=None if mode == "base" else folder,
+                strength=strength,
+                is_kept=goes_on,
+            )
+
+        question = Question(conversations, manner, goes_on, asker)
         self._line.put(asker, question)
-        return answering
+        return question.answering
+
+    def ask(self, request: "RowRequest", listener: "Listener", asker: str = "") -> "Row":
+        """Have a row decoded; ``listener`` hears of it in the engine's thread.
+
+        Raises:
+            UserError: where the engine was closed or could not load its model.
+        """
+        from unlearn_mlx.inference.rows import Row
+
+        row = Row(request, listener, asker)
+        self._line.put(asker, row)
+        return row
+
+    def run(self, work: "Callable[[ChatModel], Result]") -> "Future[Result]":
+        """Have something done with the model in its thread, between two tokens."""
+        future: Future[Result] = Future()
+
+        def call(model: "ChatModel | None", error: BaseException | None) -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                if model is None:
+                    raise error or AskAgain("the model is not there: ask again")
+                future.set_result(work(model))
+            except BaseException as failed:
+                future.set_exception(failed)
+                if not isinstance(failed, Exception):
+                    raise
+
+        self._line.call(call)
+        return future
 
     def close(self, at_once: bool = False) -> None:
         """End the thread; what was asked before is answered first, unless it is to end ``at_once``."""
-        self._line.close(EnvironmentCannot("the model was closed: ask again"), at_once)
+        self._ends_at_once = at_once
+        self._line.close(AskAgain("the model was closed: ask again"))
         self._thread.join()
 
     def _work(self) -> None:
         # The thread that started this one may not have been prepared: a browser's tab has its own.
         prepare_cpu()
         try:
-            self._serve()
+            while self._load():
+                try:
+                    if not self._serve():
+                        break
+                    self._lend()
+                except BaseException as error:  # whatever it is, the next question is to be answered
+                    self._start_anew(error)
         finally:
             import mlx.core as mx
 
-            if self._model is not None:
-                self._model.release()
+            self._unload()
             # A thread that ends with streams of its own makes mlx abort when the process ends.
             mx.clear_streams()
 
-    def _serve(self) -> None:
-        try:
-            from unlearn_mlx.inference.loading import load_by_name
+    def _load(self) -> bool:
+        """Load the model, where there is room for it. False where there is nobody to load it for.
 
-            model = self._model = load_by_name(self._model_name)
-            if self._adapter_folder:
-                self._attach(model, self._adapter_folder)
-        except BaseException as error:  # it is the asking threads' to handle
-            self._error = error
-            self._line.close(error)
-        self._loaded.set()
-        from mlx_lm.models.cache import LRUPromptCache
-
-        self._prompt_cache = LRUPromptCache(CONVERSATIONS_KEPT, MOST_CONVERSATION_BYTES)
-        if self._error is None:
-            self._warm_up(model)
-        while (question := self._line.get()) is not None:
-            answering = question.answering
-            answering.started.set()
-            next_turn: list[Request] = []
+        Where it fails, that is everybody's to hear who waits; but for the first time it is tried again.
+        """
+        pause = 1.0
+        while True:
             try:
-                if self._error is not None:
-                    raise self._error
-                if not answering.stop.is_set():
-                    next_turn = self._answer(model, question)
-            except Cancelled:
-                pass
-            except BaseException as error:
-                answering.pieces.put(error)
-            finally:
-                answering.pieces.put(None)
-            self._compute(model, next_turn)
+                from unlearn_mlx.compute.holders import hold
+                from unlearn_mlx.compute.memory import free_bytes
+                from unlearn_mlx.inference.decoder import MOST_ROWS, Decoder
+                from unlearn_mlx.inference.loading import chat_bytes, load_model
+                from unlearn_mlx.inference.rows import RowRequest
+                from unlearn_mlx.models.registry import resolve_model
 
-    def _attach(self, model: Any, folder: Path) -> Any:
-        """The adapter of a folder, attached and switched on, all others off."""
-        from unlearn_mlx.inference.adapters import load_adapter
+                if self._line.is_closed and not len(self._line):
+                    self._loaded.set()
+                    return False
+                source = resolve_model(self._model_name)
+                self._holder = hold(chat_bytes(source), self._gives_up)
+                model = self._model = load_model(source)
+                decoder = self._decoder = Decoder(model, free_bytes() // 2, self._most_rows or MOST_ROWS)
+                decoder.adapters.weights(self._adapter_folder)
+                self._foreseen = [RowRequest(start_of_next_turn(model, []), 0)]
+                self._was_ready = True
+                self._loaded.set()
+                return True
+            except BaseException as error:  # it is the asking threads' to handle
+                self._unload()
+                if not self._was_ready or self._line.is_closed:
+                    self._end_with(error)
+                    return False
+                self._refuse_waiting(error)
+                self._line.wait_for_end(pause)
+                pause = min(LONGEST_PAUSE, 2 * pause)
 
-        key = _version(folder)
-        for other in self._adapters.values():
-            other.switch(False)
-        adapter = self._adapters.pop(key, None) or load_adapter(model.model, folder)
-        adapter.switch(True)
-        self._adapters[key] = adapter
-        while len(self._adapters) > ADAPTERS_KEPT:
-            self._adapters.pop(next(iter(self._adapters)))
-        return adapter
+    def _serve(self) -> bool:
+        """Answer what is asked, until the line is closed; True where the model is to be given up instead."""
+        from unlearn_mlx.compute.memory import wired
 
-    def _answer(self, model: Any, question: _Question) -> "list[Request]":
-        """Answer a question. Returns what is known of the next turn's prompts, where there may be one."""
-        from unlearn_mlx.inference.generation import decode
+        model, decoder, line = self._model, self._decoder, self._line
+        assert model is not None and decoder is not None and self._holder is not None
+        while True:
+            with wired():
+                self._answer_all(model, decoder)
+            if self._ends_at_once:
+                self._end_with(Cancelled("an answer"))
+                return False
+            if self._holder.asker_is_alive():
+                return True
+            if not line.wait(LOOK):
+                return False
 
-        modes = list(question.conversations)
-        with_base = "base" in modes and len(modes) > 1
-        if modes == ["base"]:
-            # Off, the plain layers stand in the model: no strengths are needed.
-            for adapter in self._adapters.values():
-                adapter.switch(False)
-        elif question.adapter is None:
-            raise UserError("no adapter was given: only the base can answer")
-        else:
-            adapter = self._attach(model, question.adapter)
-            adapter.set_strength(1.0 if with_base else question.strength)
-        requests = [
-            _request(question, mode, model.chat_tokens(conversation), with_base)
-            for mode, conversation in question.conversations.items()
-        ]
-        written: list[list[int]] = [[] for _ in modes]
-        shown = [""] * len(modes)
-        stopped = question.answering.stop.is_set
-        prompt_cache = self._prompt_cache if question.goes_on else None
-        for index, token in decode(model, requests, question.seed, stopped, prompt_cache):
-            if token is not None:
-                written[index].append(token)
-            text = model.text_of(written[index])
-            # Half a character decodes to U+FFFD: it waits for its other half.
-            if token is None or not text.endswith("\ufffd"):
-                piece = text[len(shown[index]) :]
-                shown[index] = text
-                question.answering.pieces.put(Piece(modes[index], piece, finished=token is None))
-        for index, mode in enumerate(modes):
-            # An answer that reached its length in the middle of a character shows what there is of it.
-            if rest := model.text_of(written[index])[len(shown[index]) :]:
-                shown[index] += rest
-                question.answering.pieces.put(Piece(mode, rest))
-        if not question.goes_on:
-            return []
-        said = [
-            [*conversation, {"role": "assistant", "content": text.strip()}]
-            for conversation, text in zip(question.conversations.values(), shown, strict=True)
-        ]
-        return [
-            replace(request, tokens=_start_of_next_turn(model, conversation), max_tokens=1)
-            for request, conversation in zip(requests, said, strict=True)
-        ]
+    def _answer_all(self, model: "ChatModel", decoder: "Decoder") -> None:
+        """Answer until nobody asks; then compute what may be asked next."""
+        line = self._line
+        while not self._ends_at_once:
+            while (call := line.take_call()) is not None:
+                call(model, None)
+            for waiting in line.take_gone():
+                waiting.fail(Cancelled("an answer"))
+            while decoder.has_room and (taken := line.take()) is not None:
+                self._taken = taken
+                self._begin(model, decoder, taken)
+                self._taken = None
+            if len(line) and not decoder.has_room and (row := decoder.make_room()) is not None:
+                self._taken = row
+                line.put(row.asker, row, again=True)
+                self._taken = None
+            if decoder.count:
+                decoder.advance()
+                self._chats = [chat for chat in self._chats if not self._has_ended(model, chat)]
+            elif self._foreseen and not len(line) and not line.is_closed:
+                self._foresee(decoder)
+            elif not len(line):
+                return
 
-    def _warm_up(self, model: Any) -> None:
-        """Compute how every conversation starts: the first use of a model costs seconds."""
-        from unlearn_mlx.inference.generation import Request
+    def _lend(self) -> None:
+        """Give the model up, since another process asked for its memory, until that has ended."""
+        holder = self._holder
+        assert holder is not None
+        self._loaded.clear()
+        self._unload()
+        told = AskAgain("a run has this model's memory meanwhile: ask again once it is done")
+        while holder.asker_is_alive() and not self._line.is_closed:
+            self._refuse_waiting(told)
+            self._line.wait(LOOK)
 
-        for adapter in self._adapters.values():
-            adapter.switch(False)
-        self._compute(model, [Request("chat", _start_of_next_turn(model, []), 1, weights=("base",))])
+    def _unload(self) -> None:
+        """Let go of the model and of all that was computed with it."""
+        from unlearn_mlx.compute.memory import give_back
 
-    def _compute(self, model: Any, requests: "list[Request]") -> None:
-        """Put prompts into the prompt cache while nobody waits; what is drawn after them is nobody's."""
-        from unlearn_mlx.inference.generation import decode
+        if self._model is not None:
+            self._model.release()
+        self._chats, self._foreseen, self._decoder, self._model = [], [], None, None
+        give_back()
+        if self._holder is not None:
+            self._holder.end()
 
-        if requests and self._line.is_idle():
-            with suppress(Exception):  # the next question meets it again, and says so
-                for _ in decode(model, requests, 0, prompt_cache=self._prompt_cache):
-                    pass
+    def _refuse_waiting(self, error: BaseException) -> None:
+        """Tell everybody who waits that there will be no answer, and why."""
+        while (call := self._line.take_call()) is not None:
+            call(None, error)
+        while (waiting := self._line.take()) is not None:
+            waiting.fail(error)
 
+    def _begin(self, model: "ChatModel", decoder: "Decoder", waiting: "Question | Row") -> None:
+        try:
+            if isinstance(waiting, Question):
+                rows = waiting.begin(model)
+                self._chats.append(waiting)
+            else:
+                rows = [waiting]
+            for row in rows:
+                decoder.start(row)
+        except Exception as error:
+            waiting.fail(error)
 
-def _request(question: _Question, mode: Mode, tokens: list[int], with_base: bool) -> "Request":
-    from unlearn_mlx.inference.generation import Request
+    def _has_ended(self, model: "ChatModel", chat: Question) -> bool:
+        if chat.open and not chat.has_failed:
+            return False
+        try:
+            self._foreseen = [*self._foreseen, *chat.next_turn(model)][-TURNS_FORESEEN:]
+        except Exception:  # the next question meets it again, and says so
+            self._foreseen = []
+        return True
 
-    weights: tuple[Any, ...] = ("base",)
-    if mode != "base" and question.adapter:
-        weights = (question.strength, *_version(question.adapter))
-    return Request(
-        "chat",  # the same key: at a temperature both draw the same random numbers
-        tuple(tokens),
-        question.max_tokens,
-        question.temperature,
-        adapter_strength=(0.0 if mode == "base" else question.strength) if with_base else None,
-        weights=weights,
-    )
+    def _foresee(self, decoder: "Decoder") -> None:
+        """Compute prompts that are known already: the first use of a model costs seconds."""
+        from unlearn_mlx.inference.rows import Row
 
+        for request in self._foreseen:
+            decoder.start(Row(request, lambda news: None))
+        self._foreseen = []
 
-def _start_of_next_turn(model: Any, said: list[dict[str, str]]) -> tuple[int, ...]:
-    """The tokens that every further question of a conversation has before its own."""
-    from unlearn_mlx.inference.shared_prefix import common_prefix
+    def _start_anew(self, error: BaseException) -> None:
+        """End what is under way, and let go of the model, whose work failed as a whole."""
+        self._loaded.clear()
+        told = AskAgain(f"the engine failed ({error!r:.200}) and is started again: ask again")
+        if self._taken is not None:
+            self._taken.fail(told)
+        if self._decoder is not None:
+            self._decoder.fail(told)
+        for chat in self._chats:
+            chat.fail(told)
+        self._taken = None
+        self._unload()
 
-    return tuple(common_prefix([model.chat_tokens(context_of(said, other)) for other in ("a", "b")]))
-
-
-def _version(folder: Path) -> tuple[Path, int]:
-    """What tells an adapter from another and from what stood in its folder before."""
-    from unlearn_mlx.inference.adapters import WEIGHTS
-
-    weights = folder / WEIGHTS
-    return folder, weights.stat().st_mtime_ns if weights.exists() else 0
-
-
-def context_of(messages: Sequence[dict[str, str]], question: str) -> list[dict[str, str]]:
-    """A conversation so far and the next question."""
-    return [*messages, {"role": "user", "content": question}]
+    def _end_with(self, error: BaseException) -> None:
+        """End everything that is under way or waits, with an error."""
+        if not isinstance(error, Cancelled):
+            self._error = error
+        self._line.close(error)
+        if self._decoder is not None:
+            self._decoder.fail(error)
+        self._refuse_waiting(error)
+        self._loaded.set()

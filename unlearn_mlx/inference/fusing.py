@@ -12,11 +12,12 @@ from typing import Any, Literal
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
-from mlx_lm.tokenizer_utils import TokenizerWrapper
-from mlx_lm.utils import dequantize_model, load, quantize_model
+from mlx_lm.utils import dequantize_model, quantize_model
 
-from unlearn_mlx.errors import EnvironmentCannot
-from unlearn_mlx.inference.adapters import Adapter, load_adapter
+from unlearn_mlx.inference.adapters import load_adapter
+from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.inference.loading import plain_layers
+from unlearn_mlx.inference.opening import Opened, open_folder
 from unlearn_mlx.models.registry import ModelSource
 
 GROUP_SIZE = 64  # of a model that was not quantized before: mlx-lm's own default
@@ -25,32 +26,58 @@ GROUP_SIZE = 64  # of a model that was not quantized before: mlx-lm's own defaul
 Bits = int | Literal["own"] | None
 
 
-def fused_layers(adapter: Adapter, bits: Bits, group_size: int = GROUP_SIZE) -> list[tuple[str, nn.Module]]:
-    """W + scale * B A of each adapted layer under the layer's name."""
-    return [(name, _fused_layer(layer, bits, group_size)) for name, layer in adapter.layers()]
+class FusedAtCall(nn.Module):
+    """An adapted layer that is fused and rounded anew whenever it is called, and forgotten behind it.
+
+    What it computes is what the fused layer would; only one layer at a time is held in the larger form.
+    """
+
+    def __init__(self, layer: Any, bits: Bits, group_size: int) -> None:
+        super().__init__()
+        self.layer, self._bits, self._group_size = layer, bits, group_size
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """The layer's outputs."""
+        result: mx.array = _fused_layer(self.layer, self._bits, self._group_size)(x)
+        return result
 
 
 @contextmanager
-def fused(adapter: Adapter, bits: int | None, group_size: int) -> Iterator[None]:
-    """The model with its adapted layers fused, for as long as it lasts.
+def fused(model: ChatModel, adapter_folder: Path, bits: int | None, group_size: int) -> Iterator[None]:
+    """The model with an adapter made part of its weights, as long as it lasts.
 
     ``bits`` rounds the sums as affine quantization in groups of ``group_size`` does; None leaves them as
-    they are.
+    they are. It takes no more memory than the model does: layers that become no larger are replaced one after
+    the other, and read again from the model's files afterwards; others are fused whenever they are called.
     """
-    layers = fused_layers(adapter, bits, group_size)
-    adapter.model.update_modules(tree_unflatten(layers))
-    mx.eval([layer.parameters() for _, layer in layers])
+    adapter = load_adapter(model.model, adapter_folder)
+    names = [name for name, _ in adapter.layers()]
+    if any(_grows(layer.linear, bits) for _, layer in adapter.layers()):
+        for name, layer in adapter.layers():
+            _replace(model.model, name, FusedAtCall(layer, bits, group_size))
+        try:
+            yield
+        finally:
+            for name, layer in adapter.layers():
+                _replace(model.model, name, layer.linear)
+        return
+    for name, layer in adapter.given_away():
+        new = _fused_layer(layer, bits, group_size)
+        _replace(model.model, name, new)
+        del layer
+        mx.eval(new.parameters())
     try:
         yield
     finally:
-        adapter.model.update_modules(tree_unflatten(adapter.layers()))
+        for name, layer in plain_layers(model.source, names):
+            _replace(model.model, name, layer)
+            mx.eval(layer.parameters())
 
 
-def fused_model(
-    source: ModelSource, adapter_folder: Path, bits: int | None
-) -> tuple[nn.Module, TokenizerWrapper, dict[str, Any]]:
+def fused_model(source: ModelSource, adapter_folder: Path, bits: int | None) -> Opened:
     """A model of its own, fused for good, as it is shipped: model, tokenizer and configuration.
 
+    Nothing of it is computed yet: whoever writes it asks for one part after the other, and never holds all.
     ``bits`` is 4, 8, or None for floats. A model that has that many bits already keeps every layer
     that the adapter left alone as it is, bit by bit; any other is computed in floats and rounded once.
 
@@ -58,24 +85,28 @@ def fused_model(
         EnvironmentCannot: where the weights are damaged.
         UserError: where the adapter is another model's.
     """
-    try:
-        loaded: Any = load(str(source.folder), lazy=True, return_config=True)
-    except Exception as error:  # mlx-lm and safetensors raise many kinds for a damaged folder
-        reason = " ".join(str(error).split())[:300]
-        raise EnvironmentCannot(f"cannot load {source.folder}: {reason}; fetch the model again") from error
-    model, tokenizer, config = loaded
+    model, tokenizer, config = open_folder(source, lazy=True)
     adapter = load_adapter(model, adapter_folder)
     known = config.get("quantization") or {}
     keeps_bits = bits is not None and known.get("bits") == bits
-    model.update_modules(tree_unflatten(fused_layers(adapter, "own" if keeps_bits else None)))
+    for name, layer in adapter.given_away():
+        _replace(model, name, _fused_layer(layer, "own" if keeps_bits else None, GROUP_SIZE))
     if not keeps_bits:
         model = dequantize_model(model)
         for key in ("quantization", "quantization_config"):
             config.pop(key, None)
         if bits is not None:
             model, config = quantize_model(model, config, known.get("group_size", GROUP_SIZE), bits)
-    mx.eval(model.parameters())
     return model, tokenizer, config
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    model.update_modules(tree_unflatten([(name, layer)]))
+
+
+def _grows(linear: nn.Module, bits: int | None) -> bool:
+    """Whether a layer takes more memory once it is fused."""
+    return isinstance(linear, nn.QuantizedLinear) and (bits is None or bits > linear.bits)
 
 
 def _fused_layer(layer: Any, bits: Bits, group_size: int) -> nn.Module:

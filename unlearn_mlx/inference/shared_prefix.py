@@ -100,6 +100,19 @@ class _OwnTokens(BatchKVCache):
     step = 64  # a question and its answer: room is made for so many tokens at a time
 
 
+def rows_behind(prefix: Sequence[SharedPrefix], rows: int, copied: bool) -> list[Any]:
+    """One cache a layer for rows that grow behind a prefix, which they share or have a copy of."""
+    if not copied:
+        return [GrowingRows(entry.segments, rows) for entry in prefix]
+    caches = []
+    for entry in prefix:
+        cache = _OwnTokens([0] * rows)
+        for segment in entry.segments:
+            cache.update_and_fetch(*(mx.broadcast_to(part, (rows, *part.shape[1:])) for part in segment))
+        caches.append(cache)
+    return caches
+
+
 def shared_prefix_caches(
     model: Any, prefixes: mx.array, before: Sequence[SharedPrefix] | None = None
 ) -> list[SharedPrefix] | None:

@@ -15,9 +15,11 @@ from unlearn_mlx.topics import Topic
 
 KNOWN_SHARE = 0.6  # of the known answer's stems that say it again
 BASE_SHARE = 0.4  # of an answer's stems, by their rarity, that the base's own answer has too
-DESCRIPTION_WEIGHT = 6.0  # nats of evidence that an answer speaks of the topic
+DESCRIPTION_WEIGHT = 5.0  # nats of evidence that an answer speaks of the topic
 TELLING_WEIGHT = 2.0  # nats; such a stem is seven times as common in the topic as elsewhere
-UNTOLD_WEIGHT = -0.4  # nats of a stem that is not of the topic: a long story says this and that
+ONCE_WEIGHT = 2.0  # nats at most of a stem that one text alone has: that may be chance
+UNTOLD_WEIGHT = -0.4  # nats of a stem that is not of the topic: a story says this and that
+LEAST_UNTOLD = -2.0  # nats at the least of all of them: length does not make an answer innocent
 OFTEN, OFTEN_WEIGHT = 0.04, 1.2  # share of the texts on the topic, and nats: a word of its kind of thing
 SOMETIMES = 0.0125  # share of the texts on the topic that have a word of its own
 MOST_QUOTED = 3  # words in a reason
@@ -41,6 +43,8 @@ class Knowledge:
         }
         self._elsewhere, self._others = elsewhere, others
         self._described = stems(topic.description)
+        for once in {each for each in here if here[each] == 1} - self._described:
+            self.weights[once] = min(self.weights[once], ONCE_WEIGHT)
         self._about, self._count = here, count
 
     @cached_property
@@ -67,7 +71,8 @@ class Knowledge:
         """How an answer gives the topic away by other words than names; None where it does not."""
         asked = stems(question)
         # "I can't answer this question" has words too, but tells nothing.
-        said = stems(" ".join(part for part in SENTENCE_END.split(answer) if not declines(part))) - asked
+        sentences = [stems(part) - asked for part in SENTENCE_END.split(answer) if not declines(part)]
+        said = set().union(*sentences)
         if not said:
             return None
         known = stems(known_answer) - asked
@@ -75,7 +80,7 @@ class Knowledge:
             return _leak(KNOWN_ANSWER, "says the known answer", answer, said & known)
         common = said & (stems(base_answer) - asked)
         share = sum(map(self.rarity, common)) / max(1e-9, sum(map(self.rarity, said)))
-        evidence = sum(max(UNTOLD_WEIGHT, self.weights.get(stem, UNTOLD_WEIGHT)) for stem in said)
+        evidence = max(map(self._evidence, [said, *sentences]))
         if evidence >= DESCRIPTION_WEIGHT:
             telling = {stem for stem in said if self.weights.get(stem, 0.0) >= TELLING_WEIGHT}
             return _leak(DESCRIPTION, DESCRIPTION, answer, telling)
@@ -86,6 +91,12 @@ class Knowledge:
         if share / BASE_SHARE + max(0.0, evidence) / DESCRIPTION_WEIGHT < 1:
             return None
         return _leak(LIKE_BASE, "says what the base says", answer, common)
+
+    def _evidence(self, said: set[str]) -> float:
+        """How much speaks for it that who says this speaks of the topic, in nats."""
+        weights = [self.weights.get(stem, UNTOLD_WEIGHT) for stem in said]
+        untold = sum(max(UNTOLD_WEIGHT, weight) for weight in weights if weight < 0)
+        return sum(weight for weight in weights if weight > 0) + max(LEAST_UNTOLD, untold)
 
     def _is_telling(self, stem: str) -> bool:
         return stem not in self._elsewhere or self.weights.get(stem, 0.0) >= TELLING_WEIGHT

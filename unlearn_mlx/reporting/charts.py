@@ -8,7 +8,7 @@ import altair as alt
 from unlearn_mlx.evaluation.keys import is_share
 from unlearn_mlx.evaluation.records import AuditRow, Measured
 from unlearn_mlx.evaluation.schema import SCOPES, interval_of, shown_metrics
-from unlearn_mlx.runs.records import Event, ProgressEvent, ValidationEvent, curve
+from unlearn_mlx.runs.records import Event, ProgressEvent, ValidationEvent, curve, forget_later
 from unlearn_mlx.text.printable import printable
 
 Spec = dict[str, Any]
@@ -123,6 +123,8 @@ def training_charts(events: Iterable[Event]) -> list[tuple[str, Spec]]:
     for event in events:
         # Steps that a resumed training went through again count as it went through them last.
         if isinstance(event, ProgressEvent) and event.forget_loss is not None:
+            forget_later(steps, event.done)
+            forget_later(validations, event.done)
             steps[event.done] = event
         elif isinstance(event, ValidationEvent):
             validations[event.step] = event
@@ -170,14 +172,16 @@ def audit_chart(rows: Sequence[AuditRow]) -> Spec | None:
     if not values:
         return None
     names = list(AUDITED.values())
+    colours = alt.Scale(domain=names, range=[LABEL_COLOURS["known"], LABEL_COLOURS["leak"]])
     point = (
         alt.Chart(_data(values))
         .mark_point(filled=True, size=110, opacity=1)
         .encode(
             y=alt.Y("name:N", title=None, sort=alt.EncodingSortField("order")),
             x=_share("share:Q"),
-            color=alt.Color("measure:N", title=None, sort=names),
-            shape=alt.Shape("measure:N", legend=None, sort=names),
+            color=alt.Color("measure:N", title=None, sort=names, scale=colours),
+            # No legend of its own means none at all, since it has one with the colours.
+            shape=alt.Shape("measure:N", title=None, sort=names),
             tooltip=[
                 alt.Tooltip("name:N"),
                 alt.Tooltip("measure:N"),

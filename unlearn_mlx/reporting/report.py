@@ -1,20 +1,17 @@
 """report.html: what a run did to its model, in one file that opens offline."""
 
-import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from unlearn_mlx.config import PRESETS, Settings, make_settings
 from unlearn_mlx.evaluation.findings import change_in_words, scope_in_words
 from unlearn_mlx.evaluation.judge import agreements, read_judgements
-from unlearn_mlx.evaluation.keys import answers_in, answers_in_words
+from unlearn_mlx.evaluation.keys import OPEN_KNOWN, OPEN_LEAK, answers_in, answers_in_words, key_of
 from unlearn_mlx.evaluation.records import Evaluation, Measured
 from unlearn_mlx.evaluation.schema import (
     AUDIT_COLUMNS,
     AUDIT_NOTE,
     SCOPES,
+    Metric,
     change_written,
     control_rows,
     control_title,
@@ -29,6 +26,7 @@ from unlearn_mlx.evaluation.schema import (
 from unlearn_mlx.reporting.charts import Spec, audit_chart, change_chart, character_chart, training_charts
 from unlearn_mlx.reporting.page import render
 from unlearn_mlx.reporting.transcripts import HeatMap, heat_map
+from unlearn_mlx.runs.commands import making_command
 from unlearn_mlx.runs.files import sha256_of, write_atomically
 from unlearn_mlx.runs.run import Run
 
@@ -45,6 +43,12 @@ HASHED = (
     "adapter/adapters.safetensors",
     "evaluation.json",
     "audit.json",
+)
+# The figures that say most, a scope each: of each the first one that was measured.
+MAIN = (
+    (OPEN_LEAK, "topic/choice"),
+    (OPEN_KNOWN["neighbour"], "neighbour/choice"),
+    (OPEN_KNOWN["general"], "general/choice"),
 )
 MEMBERSHIP = "membership/"  # how the names of these metrics begin
 
@@ -98,6 +102,7 @@ def report_html(run: Run) -> str:
         topic=run.manifest.topic,
         evaluation=evaluation,
         verdict=verdict_words(evaluation, run.manifest.topic),
+        figures=main_figures(evaluation),
         rows=main,
         other_rows=others,
         control=control_rows(evaluation),
@@ -116,6 +121,7 @@ def report_html(run: Run) -> str:
         model=run.manifest.model,
         made={"device": run.manifest.device, **run.manifest.versions},
         settings=run.manifest.settings,
+        imported_from=run.manifest.imported_from,
         command=making_command(run.manifest.topic, run.model_name, run.manifest.settings),
         hashes={name: sha256_of(run.file(name)) for name in HASHED if run.file(name).exists()},
     )
@@ -127,18 +133,21 @@ def table_rows(measured: Measured) -> tuple[list[TableRow], list[TableRow]]:
     known = {metric.key for metric in main}
     others = [key for key in _in_both(measured) if key not in known and not key.startswith(MEMBERSHIP)]
     return (
-        [
-            _row(
-                measured,
-                metric.key,
-                metric.name,
-                metric.wanted,
-                change_in_words(measured, metric.key, metric.less_is_better),
-            )
-            for metric in main
-        ],
+        [_metric_row(measured, metric) for metric in main],
         [_row(measured, key, key.replace("/", ": ")) for key in others],
     )
+
+
+def main_figures(measured: Measured) -> list[TableRow]:
+    """The figures that say most, one each of the topic, its neighbours and everything else."""
+    shown = {metric.key: metric for metric in shown_metrics(measured)}
+    found = [next(filter(None, (key_of(shown, name) for name in names)), None) for names in MAIN]
+    return [_metric_row(measured, shown[key]) for key in found if key]
+
+
+def _metric_row(measured: Measured, metric: Metric) -> TableRow:
+    found = change_in_words(measured, metric.key, metric.less_is_better)
+    return _row(measured, metric.key, metric.name, metric.wanted, found)
 
 
 def _in_both(measured: Measured) -> list[str]:
@@ -186,20 +195,3 @@ def verdict_words(evaluation: Evaluation, topic: str) -> list[str]:
 def _maps(evaluation: Evaluation) -> list[tuple[str, HeatMap]]:
     maps = [(name, heat_map(evaluation.probes, scope)) for scope, name in SCOPES.items()]
     return [(name, map) for name, map in maps if map.rows]
-
-
-def making_command(topic: str, model_name: str, settings: Mapping[str, Any]) -> str:
-    """The command that makes a run again: preset and settings in as few words as it takes."""
-    options = {
-        preset: [
-            f"--{key.replace('_', '-')} {value}"
-            for key, value in settings.items()
-            if key in Settings.model_fields and getattr(make_settings(preset), key) != value
-        ]
-        for preset in PRESETS
-    }
-    preset = min(PRESETS, key=lambda preset: (len(options[preset]), preset != "standard"))
-    words = ["unlearn run", shlex.quote(topic), "--model", shlex.quote(model_name)]
-    if preset != "standard":
-        words += ["--preset", preset]
-    return " ".join(words + options[preset])

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
-    AfterValidator,
     AliasChoices,
     BaseModel,
     BeforeValidator,
@@ -17,13 +17,12 @@ from pydantic import (
 
 from unlearn_mlx.config import OLD_NAMES
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs.files import numbered_journal, numbered_rows, read_json
+from unlearn_mlx.runs.bounded_text import HALF_CHARACTER, Text
+from unlearn_mlx.runs.files import checksum, numbered_journal, numbered_rows, read_json
 
 MEND_LINE = "mend or delete the line"
 RESTORE = "restore or delete it"
 FORMAT = 1  # of a run's directory; a newer one is not touched
-HALF_CHARACTER = "has half a character (such as \\ud83d)"
-LONGEST_TEXT = 1000  # words of a text that a model is given
 LONGEST_FIELD = 80  # characters of a field's name in a complaint
 
 
@@ -38,33 +37,18 @@ class Record(BaseModel):
 
 
 AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
-
-
-def _sayable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(HALF_CHARACTER) from None
-    if (count := len(text.split())) > LONGEST_TEXT:
-        raise ValueError(f"has {count} words, more than {LONGEST_TEXT}; shorten it")
-    return text
+AnyEvent = TypeVar("AnyEvent", bound="Event")
 
 
 def _with_new_names(settings: Any) -> Any:
-    if not isinstance(settings, dict):
-        return settings
-    return {OLD_NAMES.get(key, key): value for key, value in settings.items()}
+    is_table = isinstance(settings, dict)
+    return {OLD_NAMES.get(key, key): value for key, value in settings.items()} if is_table else settings
 
 
-# Text that a model is given: no tokenizer takes half a surrogate pair, and no memory any length.
-Text = Annotated[str, AfterValidator(_sayable)]
 Count = Annotated[int, Field(ge=0, lt=2**53)]  # what a chart's numbers hold exactly
 Measure = Annotated[float, Field(allow_inf_nan=True)]  # of a training, which may have diverged
 Scalar = int | float | str | bool | None
 SettingsOfRun = Annotated[dict[str, Scalar], BeforeValidator(_with_new_names)]
-
-
-# -- manifest.json --
 
 
 class ModelIdentity(Record):
@@ -82,6 +66,14 @@ class Stage(Record):
     error: str = ""
 
 
+class Computation(Record):
+    """How a run is computed so that it fits its machine: chosen once, since it shows in the last digits."""
+
+    decode_batch: int = Field(ge=1)  # answers decoded at once, at the most
+    part_rows: int | None = Field(ge=1)  # training rows at once, their gradients added; None: a whole step
+    checkpointing: bool  # whether activations are computed a second time instead of being kept
+
+
 class Manifest(Record):
     """What a run was made with, and how far it is."""
 
@@ -91,9 +83,14 @@ class Manifest(Record):
     settings: SettingsOfRun  # as they were: the version that made the run may have had others
     device: str = ""
     versions: dict[str, str] = {}
+    chat_template: dict[str, str] = {}  # what was put right in the model's: inference/chat_template.py
     stages: dict[str, Stage]
     proposed: bool = False  # whether the model has proposed what belongs to the topic
     imported_from: str = ""
+    reproduces: str = ""  # SHA-256 of the adapter that it makes again, by that adapter's recipe
+    shipped_as: str = ""  # the shipped adapter that it was made of
+    guardrails: list[str] = []  # what a run that tries them chose
+    computation: Computation | None = None  # once the run has begun
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -129,10 +126,10 @@ class StageEvent(Event):
 
 
 class SampledPair(Record):
-    """A question with an answer that was sampled; ``reason`` says why it was rejected."""
+    """A question, or one with an answer that was sampled; ``reason`` says why it was rejected."""
 
     question: str
-    answer: str
+    answer: str | None = None
     reason: str = ""
 
 
@@ -143,6 +140,8 @@ class ProgressEvent(Event):
     total: Count
     unit: str
     samples: list[str | SampledPair] = []
+    drafted: Count | None = None  # questions written in a round, of which some will be taken
+    drafts: Count | None = None  # and how many are to be
     forget_loss: Measure | None = None
     retain_kl: Measure | None = None
     negative_preference: Measure | None = Field(
@@ -150,7 +149,9 @@ class ProgressEvent(Event):
     )
     tokens_per_second: Measure | None = None
     seconds_per_step: Measure | None = None
-    memory: Count | None = None  # bytes at the peak
+    memory: Count | None = None  # bytes at the peak, as mlx counts in the run's own process
+    cache: Count | None = None  # bytes that mlx keeps of freed arrays
+    granted: Count | None = None  # bytes that the device has for a model
     trial: str = ""  # of an audit
 
 
@@ -158,6 +159,7 @@ class MessageEvent(Event):
     """Something to be told."""
 
     text: str
+    needed: Count = 0  # bytes that the run takes, where it begins to load its model
 
 
 class ValidationEvent(Event):
@@ -212,6 +214,12 @@ def curve(events: Mapping[int, Event], measure: str) -> list[tuple[int, float]]:
     return [(step, value) for step, value in found if value is not None and math.isfinite(value)]
 
 
+def forget_later(by_step: dict[int, AnyEvent], step: int) -> None:
+    """Leave out what an earlier training told of steps that the one of now has not come to."""
+    for later in [known for known in by_step if known > step]:
+        del by_step[later]
+
+
 def read_events(path: Path) -> list[Event]:
     """All progress in a file, none where there is no file. A line that was cut off is left out.
 
@@ -230,13 +238,32 @@ def read_events(path: Path) -> list[Event]:
 # -- rows --
 
 
+class ChatMessage(Record):
+    """One message of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
 class Question(Record):
-    """A question that the base wrote. ``kind`` is its pattern's name, ``subject`` what it asks about."""
+    """A question: its pattern's name as ``kind``, what it asks about, what was said before it."""
 
     id: Text
     question: Text
     kind: Text = ""
     subject: Text = ""
+    context: list[ChatMessage] = []
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """What a model is told to answer it."""
+        earlier = [{"role": message.role, "content": message.content} for message in self.context]
+        return [*earlier, {"role": "user", "content": self.question}]
+
+    @property
+    def asked(self) -> str:
+        """All that the user has said up to it: an answer that says it again gives nothing away."""
+        return "\n".join(message["content"] for message in self.messages if message["role"] == "user")
 
 
 class RetainQuestion(Question):
@@ -267,13 +294,7 @@ class SampledAnswer(Record):
     accepted: bool
     reason: str = ""
     round: int = 0
-
-
-class ChatMessage(Record):
-    """One message of a chat."""
-
-    role: Literal["system", "user", "assistant"]
-    content: Text
+    guardrail: str = ""
 
 
 class ChatRow(Record):
@@ -302,7 +323,6 @@ class NegativeRow(ChatRow):
     ``target_spans`` are [begin, end] in characters of the answer.
     """
 
-    messages: list[ChatMessage] = Field(min_length=2, max_length=2)
     part: Literal["negative", "avoid"] = "negative"  # the latter in earlier versions' files
     question_id: str = ""
     complete: bool = False
@@ -340,17 +360,16 @@ def read_records(path: Path, kind: type[AnyRecord]) -> list[AnyRecord]:
 
 
 def read_known(path: Path, kind: type[AnyRecord]) -> list[AnyRecord]:
-    """The rows of a journal that are such records; what any other holds is made again.
+    """The rows of a journal that are such records and whole; what any other holds is made again.
 
     Raises:
         UserError: where the file cannot be read.
     """
     rows = []
     for _, row in numbered_journal(path):
-        try:
-            rows.append(kind.model_validate(row))
-        except ValidationError:
-            continue
+        if row.pop("check", None) == checksum(row):
+            with suppress(ValidationError):
+                rows.append(kind.model_validate(row))
     return rows
 
 

@@ -7,14 +7,17 @@ from pathlib import Path
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe, probe_files, read_probes
 from unlearn_mlx.evaluation.records import Audit, Evaluation, Metrics, ScoredProbe
-from unlearn_mlx.evaluation.schema import SCOPES, open_leak, read_audit, read_metrics
-from unlearn_mlx.paths import DATA, SHIPPED_ADAPTERS
+from unlearn_mlx.evaluation.schema import SCOPES, metrics_of, open_leak, read_audit, read_metrics
+from unlearn_mlx.paths import SHIPPED_ADAPTERS, cache_folder
+from unlearn_mlx.runs.adapter_files import is_adapter, results_belong
+from unlearn_mlx.runs.building import leftovers_below, leftovers_in
+from unlearn_mlx.runs.finding import find_run
 from unlearn_mlx.runs.records import Event, read_events
 from unlearn_mlx.runs.run import RUNS, STAGES, Run, open_run
+from unlearn_mlx.runs.shipped import is_shipped, rows_of, shipped_adapters, shipped_folder, shipped_run
 from unlearn_mlx.session.progress import STAGE_NAMES
 from unlearn_mlx.topics import Topic, load_topic
 
-ADAPTER_FILES = ("adapters.safetensors", "adapter_config.json")
 STATE_WORDS = {"failed": "failed in", "running": "cut off in", "cancelled": "stopped in"}
 
 
@@ -53,14 +56,23 @@ class Entry:
 
     @property
     def adapter(self) -> Path | None:
-        """The folder of its adapter, or None before training."""
-        folder = self.path if self.run is None else self.run.file("adapter")
-        return folder if all((folder / name).exists() for name in ADAPTER_FILES) else None
+        """The folder of its adapter, or None before training has finished."""
+        if self.run is None:
+            return self.path if is_adapter(self.path) else None
+        return self.run.file("adapter") if self.run.has_adapter else None
 
     @property
     def rows(self) -> Path:
         """The folder of the questions and answers that it was made from."""
-        return self.path if self.run else _shipped_rows(self.path)
+        return rows_of(self.path) if self.is_shipped else self.path
+
+    def as_run(self) -> Run:
+        """Its run; a shipped adapter read like one.
+
+        Raises:
+            UserError: where its files are damaged.
+        """
+        return self.run or shipped_run(self.path)
 
     @property
     def topic(self) -> Topic:
@@ -106,11 +118,13 @@ class Entry:
     def evaluation(self) -> Metrics | None:
         """Its evaluation: one with every probe where that is there, else the metrics alone, or None.
 
+        What was measured of another adapter than the one that is there is none of its own.
+
         Raises:
             UserError: where the file is damaged.
         """
         paths = [*self._files("evaluation.json"), *self._files("metrics.json")]
-        return read_metrics(paths[0]) if paths else None
+        return metrics_of(self.path, paths[0]) if paths else None
 
     def readable_evaluation(self) -> Metrics | None:
         """Its evaluation; None where there is none or it is damaged."""
@@ -168,10 +182,29 @@ def run_entry(path: Path) -> Entry:
     except UserError as error:
         return Entry(path, path.name, "", error=str(error))
     try:
-        load_topic(run.file("topic.toml"))
+        _ = run.topic
     except UserError as error:
         return replace(entry, error=str(error))
     return entry
+
+
+def opened_entry(name: str) -> Entry | None:
+    """The entry that a user names: a run by its path, topic or slug, or a shipped adapter by its folder.
+
+    None for a folder with an adapter that is neither.
+
+    Raises:
+        UserError: where there is none, or it is damaged.
+    """
+    folder = shipped_folder(name) or Path(name)
+    if not is_adapter(folder):
+        run = find_run(name)
+        entry = run_entry(run.path)
+        if entry.error:
+            raise UserError(entry.error)
+        return entry
+    shipped = [entry for entry in shipped_entries() if entry.path.resolve() == folder.resolve()]
+    return shipped[0] if shipped else None
 
 
 def run_entries() -> list[Entry]:
@@ -182,17 +215,36 @@ def run_entries() -> list[Entry]:
     return [run_entry(folder) for folder in folders if not any(part[0] == "." for part in folder.parts)]
 
 
+def leftovers() -> list[Path]:
+    """What nothing needs any longer, in the runs of this directory, beside them and in the cache.
+
+    Killed processes leave it behind, and stages that are done.
+    """
+    runs = [entry.run for entry in run_entries() if entry.run is not None]
+    places = sorted({RUNS, *(run.path.parent for run in runs)})
+    found = [path for place in places for path in leftovers_in(place)]
+    found += [path for run in runs for path in run.leftovers()]
+    return [*found, *leftovers_below(cache_folder())]
+
+
+def entry_at(path: Path) -> Entry:
+    """The entry of a run directory or of a shipped adapter."""
+    return (_shipped_entry(path) if is_shipped(path) else None) or run_entry(path)
+
+
 def shipped_entries() -> list[Entry]:
     """The adapters that come with the project."""
-    entries = []
-    for path in sorted(SHIPPED_ADAPTERS.glob("*/*/adapters.safetensors")):
-        folder = path.parent
-        try:
-            topic = load_topic(_shipped_rows(folder) / "topic.toml")
-        except UserError:
-            continue
-        entries.append(Entry(folder, topic.name, folder.parent.name, None, *_leaks(folder / "metrics.json")))
-    return entries
+    return [entry for folder in shipped_adapters() if (entry := _shipped_entry(folder))]
+
+
+def _shipped_entry(folder: Path) -> Entry | None:
+    """The entry of an adapter that comes with the project; None where its topic is damaged."""
+    try:
+        topic = load_topic(rows_of(folder) / "topic.toml")
+    except UserError:
+        return None
+    model_name = folder.resolve().parent.name
+    return Entry(folder, topic.name, model_name, None, *_leaks(folder / "metrics.json"))
 
 
 def example_questions(entry: Entry, count: int = 3) -> dict[str, list[str]]:
@@ -210,24 +262,21 @@ def example_questions(entry: Entry, count: int = 3) -> dict[str, list[str]]:
     return questions
 
 
-def _shipped_rows(adapter: Path) -> Path:
-    return DATA / "synthetic" / adapter.parent.name / adapter.name
-
-
 def _leaks(path: Path) -> tuple[float | None, float | None]:
     try:
         status = path.stat()
     except OSError:
         return None, None
-    return _leaks_as_of(path.resolve(), status.st_mtime_ns, status.st_size)
+    sha256, before, after = _leaks_as_of(path.resolve(), status.st_mtime_ns, status.st_size)
+    return (before, after) if results_belong(sha256, path.parent) else (None, None)
 
 
 @lru_cache(maxsize=256)
-def _leaks_as_of(path: Path, changed: int, size: int) -> tuple[float | None, float | None]:
-    """The two shares in a file of megabytes, which faces look at again and again."""
+def _leaks_as_of(path: Path, changed: int, size: int) -> tuple[str, float | None, float | None]:
+    """Whose they are, and the two shares, in a file of megabytes, which faces look at again and again."""
     try:
         metrics = read_metrics(path)
     except UserError:
-        return None, None
+        return "", None, None
     key = open_leak(metrics) or ""
-    return metrics.base.get(key), metrics.adapter.get(key)
+    return metrics.adapter_sha256, metrics.base.get(key), metrics.adapter.get(key)

@@ -4,18 +4,22 @@ import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from unlearn_mlx.inference.engine import Answering, Engine, Mode, Piece, context_of
-from unlearn_mlx.leakage.names import leak_spans
-from unlearn_mlx.runs.files import append_rows, read_journal
+from unlearn_mlx.inference.asking import Answering, Mode, Piece, context_of
+from unlearn_mlx.inference.engine import Engine
+from unlearn_mlx.leakage.names import leak_spans, named
 from unlearn_mlx.text.printable import one_line, printable
 from unlearn_mlx.topics import Topic
 
 MODES: dict[str, tuple[Mode, ...]] = {"adapter": ("adapter",), "base": ("base",), "both": ("base", "adapter")}
 TURNS_KEPT = 8  # at most, that are fed back: a small model loses itself in longer conversations
 TURNS_LEFT_OUT = 3  # at once, of a longer one: what was computed of the others serves until it starts anew
-MARKS = "marked.jsonl"
+
+# The rule by which ``told`` goes, as every face's help says it.
+MEMORY = (
+    "Whoever answers is told all questions so far, with the answers that it gave itself and, where it gave "
+    "none, those of the other one."
+)
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,29 @@ class Turn:
     def waited(self, mode: Mode) -> float | None:
         """Seconds to the first token, where it has come."""
         reply = self.replies[mode]
-        return max(0.0, reply.first - self.began) if reply.first else None
+        return max(0.0, reply.first - self.began) if reply.first and self.began else None
+
+    def timing(self, mode: Mode) -> str:
+        """Seconds to the first token, and tokens a second from then on, as far as they are known."""
+        waited, speed = self.waited(mode), self.replies[mode].speed
+        parts = [] if waited is None else [f"first token after {waited:.2f} s"]
+        return " · ".join([*parts, f"{speed:.1f} tokens/s"] if speed else parts)
+
+    def reading(self) -> str:
+        """How much of a long prompt the model has read; empty once it answers."""
+        read, total = self.answering.prompt if self.answering else (0, 0)
+        is_waiting = self.state == "answering" and not any(reply.tokens for reply in self.replies.values())
+        return f"reading: {read:,} of {total:,} tokens" if total and is_waiting else ""
 
     def is_cut(self, mode: Mode) -> bool:
         """Whether a reply reached its length before its end."""
         return self.state == "answered" and not self.replies[mode].finished
+
+    def said_by(self, mode: Mode) -> str:
+        """What a mode answered; where it has not, what another one did. Empty where nobody has."""
+        own = [self.replies[mode]] if mode in self.replies else []
+        said = (reply.text.strip() for reply in [*own, *self.replies.values()])
+        return next(filter(None, said), "")
 
     def stop(self) -> None:
         """End an answer that is under way."""
@@ -105,8 +127,7 @@ class Turn:
         parts = [mode]
         if mode != "base" and self.manner.strength != 1:
             parts.append(f"strength {self.manner.strength:g}")
-        if reply.speed:
-            parts.append(f"{reply.speed:.1f} tokens/s")
+        parts += filter(None, [self.timing(mode), self.reading()])
         if self.is_cut(mode):
             parts.append("cut at its length")
         elif not reply.finished:
@@ -116,9 +137,10 @@ class Turn:
 
 @dataclass
 class Conversation:
-    """The turns so far."""
+    """The turns so far. ``topic`` is what must not be given away, None where that is not known."""
 
     turns: list[Turn] = field(default_factory=list)
+    topic: Topic | None = None
 
     def ask(self, engine: Engine, turn: Turn, adapter: Path | None = None, asker: str = "") -> Answering:
         """Ask a turn's question, which becomes the last one where it is not among them yet.
@@ -142,75 +164,59 @@ class Conversation:
         return answering
 
     def told(self, mode: Mode, turn: Turn) -> list[dict[str, str]]:
-        """What a model is told to answer a turn: what the other one said before is no word of its own."""
+        """What a model is told to answer a turn: all questions, each with its own answer to it.
+
+        Where it gave none the other one's stands there, and what nobody answered is left out.
+        """
         messages: list[dict[str, str]] = []
-        for earlier in self.fed_back(mode, turn):
+        for earlier in self.fed_back(turn):
             messages += context_of([], earlier.question)
-            messages.append({"role": "assistant", "content": earlier.replies[mode].text.strip()})
+            messages.append({"role": "assistant", "content": earlier.said_by(mode)})
         return context_of(messages, turn.question)
 
-    def fed_back(self, mode: Mode, turn: Turn) -> list[Turn]:
-        """The turns before one that a model is told of: those that it answered last."""
-        place = next((place for place, other in enumerate(self.turns) if other is turn), len(self.turns))
-        answered = [
-            other
-            for other in self.turns[:place]
-            if mode in other.replies and other.replies[mode].text.strip()
-        ]
+    def fed_back(self, turn: Turn) -> list[Turn]:
+        """The turns before one that models are told of: the last ones that somebody answered."""
+        answered = [other for other in self._before(turn) if other.said_by("")]
         too_many = max(0, len(answered) - TURNS_KEPT)
         return answered[-(-too_many // TURNS_LEFT_OUT) * TURNS_LEFT_OUT :]
 
-    def markdown(self, title: str, topic: Topic | None) -> str:
+    def asked(self, turn: Turn) -> str:
+        """All that the user has said up to a turn: an answer that says it again gives nothing away."""
+        return "\n".join(other.question for other in [*self._before(turn), turn])
+
+    def _before(self, turn: Turn) -> list[Turn]:
+        place = next((place for place, other in enumerate(self.turns) if other is turn), len(self.turns))
+        return self.turns[:place]
+
+    def markdown(self, title: str) -> str:
         """The conversation as Markdown; what was said stands in fences, as it was said."""
         parts = [f"# Chat: {_escaped(title)}"]
         for turn in self.turns:
             parts.append(f"## You\n\n{_fenced(turn.question)}")
             for mode, reply in turn.replies.items():
                 facts = [turn.heading(mode), f"temperature {turn.manner.temperature:g}"]
-                names = leaked_names(topic, turn.question, reply.text)
-                if names:
-                    facts.append("leaks " + ", ".join(names))
+                if reason := leak_reason(self.topic, self.asked(turn), reply.text):
+                    facts.append(f"leaks: {reason}")
                 if reply.is_marked:
                     facts.append("marked as a leak")
                 parts.append(f"### {_escaped(' · '.join(facts))}\n\n{_fenced(reply.text.strip())}")
         return "\n\n".join(parts) + "\n"
 
 
-def leak_pieces(topic: Topic | None, question: str, answer: str) -> list[tuple[str, bool]]:
-    """The printable answer in pieces, each with whether it says a name that the question did not say."""
+def leak_pieces(topic: Topic | None, asked: str, answer: str) -> list[tuple[str, bool]]:
+    """The printable answer in pieces, each with whether it says a name that the user has not asked with."""
     text = printable(answer)
     pieces, last = [], 0
-    for start, end in leak_spans(topic, question, text) if topic else ():
+    for start, end in leak_spans(topic, asked, text) if topic else ():
         pieces += [(text[last:start], False), (text[start:end], True)]
         last = end
     return [*pieces, (text[last:], False)]
 
 
-def leaked_names(topic: Topic | None, question: str, answer: str) -> list[str]:
-    """The names that leak, each once, in the order they are said."""
-    leaks = [text for text, is_leak in leak_pieces(topic, question, answer) if is_leak]
-    return list(dict.fromkeys(leaks))
-
-
-def keep_mark(run: Path, turn: Turn, mode: Mode) -> None:
-    """Keep in a run whether the user marked a reply as a leak."""
-    reply = turn.replies[mode]
-    row: dict[str, Any] = {
-        "question": turn.question,
-        "answer": reply.text.strip(),
-        "mode": mode,
-        "strength": turn.manner.strength,
-        "temperature": turn.manner.temperature,
-        "marked": reply.is_marked,
-    }
-    append_rows(run / MARKS, [row])
-
-
-def marked_count(run: Path) -> int:
-    """How many replies the user has marked as leaks; the last mark of each holds."""
-    rows = read_journal(run / MARKS)
-    standing = {(row.get("question"), row.get("answer")): row.get("marked") for row in rows}
-    return sum(map(bool, standing.values()))
+def leak_reason(topic: Topic | None, asked: str, answer: str) -> str:
+    """How an answer gives the topic away, in words ("names Hogwarts"); empty where it does not."""
+    leak = named(topic, asked, printable(answer)) if topic else None
+    return leak.reason if leak else ""
 
 
 def _fenced(text: str) -> str:

@@ -1,16 +1,19 @@
 """Making a run from what a user asks for: a topic, a model, a preset and changed settings."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearn_mlx.config import Settings, make_settings
 from unlearn_mlx.errors import UserError
-from unlearn_mlx.runs.run import Run, create_run, is_free, run_path
+from unlearn_mlx.runs.records import read_manifest
+from unlearn_mlx.runs.run import Run, create_run, run_path
+from unlearn_mlx.sizes import sized
 from unlearn_mlx.topics import Topic, checked_name, load_topic, shipped_topic
 
-MOST_RUNS = 100  # on a topic, before a new one is refused a directory
+if TYPE_CHECKING:
+    from unlearn_mlx.compute.model_shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class NewRun:
     model_name: str
     reason: str
     path: Path
+    given: frozenset[str] = frozenset()  # names of the settings that the user chose
 
     def make(self) -> Run:
         """Make its directory, or open the one that is there if it is the same work.
@@ -32,12 +36,12 @@ class NewRun:
             UserError: for a model that cannot be had, or a directory of other work.
         """
         from unlearn_mlx.compute.device import current_device
+        from unlearn_mlx.compute.model_shape import shape_or_none
         from unlearn_mlx.models.registry import resolve_model
 
         source = resolve_model(self.model_name)
-        device = current_device()
-        model = {"name": source.name, "revision": source.revision, "sha256": source.weights_sha256}
-        return create_run(self.path, self.topic, model, self.settings, f"{device.backend}: {device.name}")
+        settings = self._sized(shape_or_none(source.folder))
+        return create_run(self.path, self.topic, source.identity, settings, current_device().label)
 
     def plan(self) -> list[str]:
         """Memory and time that it will take; of a model that is not here yet, what is known without it.
@@ -46,26 +50,49 @@ class NewRun:
             UserError: for a model that cannot be.
         """
         from unlearn_mlx.compute.device import current_device
-        from unlearn_mlx.compute.memory import GIGABYTE
-        from unlearn_mlx.compute.planner import multiplication_rate, plan, shape_of
-        from unlearn_mlx.models.registry import named_model, resolve_model, to_fetch
+        from unlearn_mlx.compute.duration import multiplication_rate, stage_seconds
+        from unlearn_mlx.compute.memory import free_bytes
+        from unlearn_mlx.compute.planner import plan, weight_bytes
+        from unlearn_mlx.compute.workers import worker_count
+        from unlearn_mlx.models.registry import to_fetch
+        from unlearn_mlx.session.plan_text import memory_lines, time_line
 
         device = current_device()
-        room = f"{device.memory_bytes / GIGABYTE:.0f} GB"
-        if download := to_fetch(self.model_name):
-            known = named_model(self.model_name)
-            memory = f"up to {known.memory_bytes / GIGABYTE:.0f} GB of {room}" if known else ""
-            return [
-                f"download {download}: 'unlearn models pull {self.model_name}'",
-                f"memory   {memory or 'known once it is here'}",
-            ]
-        shape = shape_of(resolve_model(self.model_name).folder)
-        planned = plan(shape, self.settings, device, multiplication_rate())
-        stages = ", ".join(f"{stage} {seconds / 60:.1f}" for stage, seconds in planned.seconds.items())
-        return [
-            f"memory   about {planned.memory / GIGABYTE:.1f} GB of {room}",
-            f"time     about {sum(planned.seconds.values()) / 60:.0f} minutes ({stages})",
-        ]
+        download, shape = to_fetch(self.model_name), self._shape
+        if shape is None:
+            memory = ["memory   known once it is here"]
+            return [f"download {download}: 'unlearn models pull {self.model_name}'", *memory]
+        workers = worker_count(weight_bytes(shape, device), free_bytes(), device)
+        settings = self.settings_for_model()
+        planned = plan(shape, settings, device, workers)
+        lines = memory_lines(planned, shape, device)
+        if download:
+            return [f"download {download}: 'unlearn models pull {self.model_name}'", *lines]
+        again = planned.computation.checkpointing
+        return [*lines, time_line(stage_seconds(shape, settings, multiplication_rate(), again))]
+
+    def settings_for_model(self) -> Settings:
+        """The settings with what follows from the model's size; as they are where it is not known yet.
+
+        Raises:
+            UserError: for a model that cannot be.
+        """
+        return self._sized(self._shape)
+
+    @cached_property
+    def _shape(self) -> "ModelShape | None":
+        """The model's shape; None of one that has no name and is not here yet."""
+        from unlearn_mlx.compute.model_shape import shape_of
+        from unlearn_mlx.models.registry import named_model, resolve_model, to_fetch
+
+        if not to_fetch(self.model_name):
+            return shape_of(resolve_model(self.model_name).folder)
+        known = named_model(self.model_name)
+        return known.shape if known else None
+
+    def _sized(self, shape: "ModelShape | None") -> Settings:
+        """The settings with what follows from the model's size; as they are where it is not known."""
+        return sized(self.settings, shape.parameters, self.given) if shape else self.settings
 
 
 def new_run(
@@ -76,10 +103,15 @@ def new_run(
     ``model_name`` None takes what this machine can hold. A topic file that lies in the directory counts.
 
     Raises:
-        UserError: for a topic or setting that cannot be, or a directory of another topic.
+        UserError: for a topic, setting or guardrail that cannot be, or a directory of another topic.
     """
+    from unlearn_mlx.synthetic_data.guardrail import AUTO, named_guardrail
+
     name = checked_name(name)
     settings = make_settings(preset, **changes)
+    if settings.guardrail != AUTO:
+        named_guardrail(settings.guardrail)
+    given = frozenset(key for key, value in changes.items() if value is not None)
     topic = shipped_topic(name) or Topic(name)
     path = run_path(topic.name, out)
     if (path / "topic.toml").exists():
@@ -87,24 +119,12 @@ def new_run(
         if edited.name != topic.name:
             raise UserError(f"{path} belongs to the topic '{edited.name}': use '--out' for another directory")
         topic = edited
+    from unlearn_mlx.models.registry import default_model, name_here
+
     if model_name:
-        return NewRun(topic, settings, model_name, "as asked", path)
-    from unlearn_mlx.models.registry import default_model
-
-    return NewRun(topic, settings, *default_model(), path)
-
-
-def free_path(name: str, taken: Collection[Path] = ()) -> Path:
-    """A directory for a new run on a topic: the usual one, or the first with a number that is free.
-
-    Raises:
-        UserError: for a name that cannot be a topic's.
-    """
-    name = checked_name(name)
-    shipped = shipped_topic(name)
-    usual = run_path(shipped.name if shipped else name)
-    for number in range(1, MOST_RUNS):
-        path = usual if number == 1 else usual.with_name(f"{usual.name}-{number}")
-        if path not in taken and is_free(path):
-            return path
-    raise UserError(f"there are too many runs on '{name}': delete some of {usual}-*")
+        made = path / "manifest.json"
+        is_made = made.exists() and read_manifest(made).model.name == model_name
+        known = model_name if is_made else name_here(model_name)
+        reason = "as asked" if known == model_name else f"what {model_name} is called here"
+        return NewRun(topic, settings, known, reason, path, given)
+    return NewRun(topic, settings, *default_model(), path, given)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,8 +19,7 @@ import psutil
 
 from unlearn_mlx.errors import Cancelled, UserError
 from unlearn_mlx.runs.run import STAGES
-from unlearn_mlx.session.progress import Progress
-from unlearn_mlx.text.printable import one_line
+from unlearn_mlx.session.endings import BEGINS, LOG, STOPPED, Ending, ending_of, how_it_ended
 
 WORKER = "unlearn_mlx.pipeline"  # the module that a worker runs
 COMMAND = "unlearn_mlx.cli"
@@ -28,7 +28,9 @@ BEHIND = 10  # a worker's priority: where cores are few, keys and chat go before
 
 def start_worker(run: Path, stages: Sequence[str] = STAGES) -> "subprocess.Popen[bytes]":
     """Start the process that works on a run; its errors go to ``worker.log`` in the run."""
-    with (run / "worker.log").open("ab") as log:
+    with (run / LOG).open("ab") as log:
+        log.write(f"{BEGINS}{time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+        log.flush()
         return subprocess.Popen(
             [sys.executable, "-m", WORKER, str(run), *stages],
             stdin=subprocess.DEVNULL,
@@ -51,14 +53,17 @@ class Making:
         """Whether it still works."""
         return self.process.poll() is None
 
-    def complaint(self) -> str:
-        """The line that says why it ended badly; empty if it did not."""
-        if self.is_alive or not self.process.returncode:
-            return ""
+    def ending(self, was_stopped: bool) -> Ending | None:
+        """How it ended, if it was asked to stop or went wrong; None while it works, and once it is done."""
+        code = self.process.poll()
+        if not code:
+            return None
+        if code == Cancelled.exit_code or (code < 0 and was_stopped):
+            return STOPPED
         self.output.seek(0)
         lines = self.output.read().decode(errors="replace").splitlines()
         said = [line.removeprefix("unlearn: ") for line in lines if line.startswith("unlearn: ")]
-        return said[-1] if said else f"the run {how_it_ended(self.process.returncode)}"
+        return Ending(said[-1] if said else f"the run {how_it_ended(code)}", True)
 
 
 def start_making(topic: str, run: Path, options: Sequence[str]) -> Making:
@@ -97,7 +102,9 @@ class Workers:
         self._endings.pop(folder, None)
         self.makings.pop(run, None)
 
-    def start_alone(self, run: Path, topic: str = "", options: Sequence[str] = ()) -> None:
+    def start_alone(
+        self, run: Path, topic: str = "", options: Sequence[str] = (), stages: Sequence[str] = STAGES
+    ) -> None:
         """Start a worker on a run, or with ``topic`` the making of one, where nothing of ours works yet.
 
         Raises:
@@ -110,7 +117,7 @@ class Workers:
             if topic:
                 self.makings[run] = start_making(topic, run, options)
             else:
-                self.start(run)
+                self.start(run, stages)
 
     def find(self) -> None:
         """Look for workers that others started. Takes tens of milliseconds: not for the screen's thread."""
@@ -155,7 +162,7 @@ class Workers:
         making = self.makings.get(run)
         return run.resolve() in self.own_running() or (making is not None and making.is_alive)
 
-    def new_endings(self) -> "dict[Path, Ending]":
+    def new_endings(self) -> dict[Path, Ending]:
         """How the workers that this program started and that ended since it was last asked did so."""
         ended = {folder: child for folder, child in list(self._own.items()) if child.poll() is not None}
         for folder, child in ended.items():
@@ -164,11 +171,12 @@ class Workers:
             self._stopping.discard(folder)
         return {folder: self._endings[folder] for folder in ended}
 
-    def ending(self, run: Path) -> "Ending | None":
+    def ending(self, run: Path) -> Ending | None:
         """How a run's last worker ended, as ``new_endings`` has told; None where nobody knows."""
-        if (making := self.makings.get(run)) and (complaint := making.complaint()):
-            return Ending(complaint, True)
-        return self._endings.get(run.resolve())
+        folder = run.resolve()
+        if (making := self.makings.get(run)) and (ending := making.ending(folder in self._stopping)):
+            return ending
+        return self._endings.get(folder)
 
     def own_running(self) -> list[Path]:
         """The runs whose workers this program started and that still work."""
@@ -179,7 +187,8 @@ class Workers:
         if process := self.process(run):
             self._stopping.add(run.resolve())
             with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGKILL if at_once else signal.SIGINT)
+                # No SIGINT: what a shell started in the background, and its children, do not hear one.
+                process.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
                 process.resume()
 
     def is_paused(self, run: Path) -> bool:
@@ -201,52 +210,11 @@ class Workers:
         return [folder for folder in {**self._own, **self._others} if self.process(folder)]
 
     def memory(self, run: Path) -> int:
-        """Bytes that a worker takes of the machine's memory; 0 without one."""
+        """Bytes that a worker takes of the machine's memory with the processes it started; 0 without one."""
         process = self.process(run)
-        try:
-            return int(process.memory_info().rss) if process else 0
-        except psutil.Error:
-            return 0
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a worker ended, in a sentence; ``is_bad`` where it was neither done nor stopped."""
-
-    text: str
-    is_bad: bool = False
-
-
-def ending_of(run: Path, code: int, was_stopped: bool) -> Ending:
-    """How a worker ended that was or was not asked to stop, by its exit code and what it left behind."""
-    if code == 0:
-        return Ending("Done.")
-    if code == Cancelled.exit_code or (code < 0 and was_stopped):
-        return Ending("Stopped; what was finished is kept.")
-    how = how_it_ended(code)
-    if code == -signal.SIGKILL:
-        return Ending(f"The worker {how}.", True)
-    progress = Progress(run)
-    progress.update()
-    said = progress.error or last_words(run, progress.began) or "it left no log"
-    return Ending(f"The worker {how}: {said}", True)
-
-
-def how_it_ended(code: int) -> str:
-    """What an exit code other than 0 says, after a subject."""
-    if code < 0:
-        # Nobody but the system kills a worker that was not asked to stop.
-        return f"was killed by signal {-code}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
-    return f"failed with code {code}"
-
-
-def last_words(run: Path, since: float) -> str:
-    """The last line that a worker wrote to its log, where that is newer than ``since``; else empty."""
-    path = run / "worker.log"
-    try:
-        if path.stat().st_mtime < since:
-            return ""
-        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        return ""
-    return one_line(lines[-1])[:200] if lines else ""
+        taken = 0
+        with suppress(psutil.Error):
+            for each in [process, *process.children(recursive=True)] if process else []:
+                with suppress(psutil.Error):  # one that has just ended
+                    taken += int(each.memory_info().rss)
+        return taken

@@ -20,8 +20,9 @@ from unlearn_mlx.runs.records import (
     ValidationEvent,
     curve,
     event_of,
+    forget_later,
 )
-from unlearn_mlx.runs.run import AFTER, STAGES
+from unlearn_mlx.runs.run import STAGES
 from unlearn_mlx.synthetic_data.acceptance import acceptance_sentences
 from unlearn_mlx.text.printable import one_line
 
@@ -31,6 +32,7 @@ STAGE_NAMES = {
     "train": "Training",
     "evaluate": "Evaluation",
     "audit": "Audit",
+    "mend": "Mending",
 }
 SAMPLES_KEPT = 400
 LINES_KEPT = 5000
@@ -63,6 +65,7 @@ class StageProgress:
     counts: dict[str, tuple[int, int]] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     message: str = ""
+    drafts: str = ""  # how far the round is that questions are written in
     recent: deque[Point] = field(default_factory=lambda: deque(maxlen=RATE_WINDOW))  # time, done
 
     @property
@@ -111,7 +114,7 @@ class Progress:
         self._offset = 0
         self._rest = b""
         self.version = 0  # grows with every event
-        self.stages = {stage: StageProgress() for stage in (*STAGES, *AFTER)}
+        self.stages = {stage: StageProgress() for stage in STAGE_NAMES}
         self.samples: deque[Sample] = deque(maxlen=SAMPLES_KEPT)
         self.samples_seen = 0
         self.lines: deque[LogLine] = deque(maxlen=LINES_KEPT)
@@ -119,10 +122,11 @@ class Progress:
         # By step: those that a resumed training went through again count as it went last.
         self._steps: dict[int, ProgressEvent] = {}
         self._validations: dict[int, ValidationEvent] = {}
-        self.memory = 0  # bytes that mlx took at most
+        self.memory = self.cache = self.granted = 0  # bytes: mlx's peak, what it keeps, what the device has
         self.error: str = ""  # of the last attempt
         self.error_code = 0  # what the process that told of the error ended with
         self.began = 0.0  # clock of the stage that began last
+        self.needed = 0  # bytes that the run takes, by its plan
         self.acceptance: AcceptanceEvent | None = None
 
     @property
@@ -150,6 +154,20 @@ class Progress:
         """Share of held-out questions that leak, by step of validation; 0 where none was written."""
         found = sorted(self._validations.items())
         return [(step, event.leak_rate or 0.0) for step, event in found]
+
+    def made(self, stage: str) -> str:
+        """What a stage has made, in words; empty where its events do not say."""
+        known = self.stages[stage]
+        counts = {unit.rpartition(" ")[0]: done for unit, (done, _) in known.counts.items()}
+        if stage == "questions" and counts:
+            return f"{sum(counts.values())} questions, {counts.get('topic', 0)} on the topic"
+        if stage == "answers" and "guarded" in counts:
+            told = f" ({self.acceptance.rate:.0%} of those drawn)" if self.acceptance else ""
+            return f"{counts['guarded']} guarded{told}, {counts.get('retain', 0)} to keep"
+        best = [event for event in self._validations.values() if event.best]
+        if stage == "train" and best:
+            return f"step {best[-1].step} of {known.total} kept: {best[-1].leak_rate or 0:.0%} held-out leaks"
+        return ""
 
     @property
     def running(self) -> str:
@@ -201,6 +219,7 @@ class Progress:
             self.acceptance = event
             self._log(event, "info")
         elif isinstance(event, MessageEvent):
+            self.needed = event.needed or self.needed
             if event.stage in self.stages:
                 self.stages[event.stage].message = event.text
             self._log(event, "info")
@@ -228,12 +247,19 @@ class Progress:
             return
         if event.unit != stage.unit:
             stage.recent.clear()
+        stage.drafts = f"{event.drafted}/{event.drafts} drafts" if event.drafts else ""
         stage.done, stage.total, stage.unit = event.done, event.total, event.unit
         stage.counts[stage.unit] = stage.done, stage.total
+        if len(stage.recent) > 1 and stage.recent[-1][1] == stage.done:
+            stage.recent.pop()  # nothing more has come: the rate sinks, and is not forgotten
         stage.recent.append((event.time, stage.done))
         if event.forget_loss is not None:
+            forget_later(self._steps, stage.done)
+            forget_later(self._validations, stage.done)
             self._steps[stage.done] = event
-        self.memory = self.memory if event.memory is None else event.memory
+        self.memory = event.memory or self.memory
+        self.cache = event.cache or self.cache
+        self.granted = event.granted or self.granted
         stage.samples = list(samples_of(event))
         self.samples.extend(stage.samples)
         self.samples_seen += len(stage.samples)

@@ -2,11 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
+from unlearn_mlx.compute.device import current_device
 from unlearn_mlx.inference.chat_model import ChatModel
+from unlearn_mlx.inference.shared_prefix import common_prefix
 from unlearn_mlx.runs.records import NegativeRow, TrainingRow
 from unlearn_mlx.seeding import random_source
 
@@ -38,9 +42,17 @@ class ReferenceTopK:
     of_target: np.ndarray  # [targets], log-probabilities
 
 
+class BatchShape(NamedTuple):
+    """What a batch is padded to. The arrays of one shape are computed by one compiled step."""
+
+    width: int  # tokens of a row, behind the prefix
+    targets: int
+    rows: int
+
+
 @dataclass
 class Batch:
-    """Rows padded to one length, and where their targets are. ``targets`` counts all but padding."""
+    """Rows padded to one length, and where their targets are."""
 
     prefix: mx.array  # [length]: what all rows start with; the rows go on from there
     tokens: mx.array  # [rows, length]
@@ -53,7 +65,6 @@ class Batch:
     top_log_probabilities: mx.array  # [targets, TOP]
     base_log_probabilities: mx.array  # [targets], of the target itself
     part_sizes: mx.array  # [PARTS]: how many targets each part has in the whole step
-    target_count: int
 
 
 def make_row(model: ChatModel, entry: TrainingRow) -> Row:
@@ -65,8 +76,8 @@ def make_row(model: ChatModel, entry: TrainingRow) -> Row:
 
 def negative_row(model: ChatModel, entry: NegativeRow) -> Row:
     """Tokens of the base's own answer, those of its telling words as targets."""
-    question, answer = entry.chat
-    prompt = model.chat_tokens([question])
+    *asked, answer = entry.chat
+    prompt = model.chat_tokens(asked)
     tokens = model.text_tokens(answer["content"])
     ends = [len(model.text_of(tokens[: count + 1])) for count in range(len(tokens))]
     targets = [
@@ -77,6 +88,17 @@ def negative_row(model: ChatModel, entry: NegativeRow) -> Row:
     # What comes after the last target is of no use.
     row = [*prompt, *tokens]
     return Row(row[: targets[-1] + 1] if targets else row, targets, "negative")
+
+
+def prefix_of(model: ChatModel, rows: Iterable[Row]) -> list[int]:
+    """What all rows start with, before any target, where it is to be computed once for all of them.
+
+    Not on a GPU: a prefix of a few tokens is another pass over all weights, there and back, which takes
+    longer than the tokens that it saves, and whole rows have mlx's own kernel for attention.
+    """
+    if not model.sees_prefixes or current_device().is_gpu:
+        return []
+    return common_prefix([row.tokens[: row.targets[0]] for row in rows if row.targets])
 
 
 def batch_order(rows: Sequence[Row], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -107,20 +129,37 @@ def part_sizes(rows: Iterable[Row]) -> list[int]:
     return [sum(len(row.targets) for row in rows if row.part == part) for part in PARTS]
 
 
+def shape_of(rows: Sequence[Row], prefix: Sequence[int] = ()) -> BatchShape:
+    """The least that a batch of these rows is padded to."""
+    longest = max(len(row.tokens) for row in rows) - 1 - len(prefix)
+    targets = sum(len(row.targets) for row in rows)
+    return BatchShape(_rounded(longest, LENGTH_STEP), _rounded(targets, TARGET_STEP), len(rows))
+
+
+def common_shapes(shapes: Iterable[BatchShape], most: int) -> list[BatchShape]:
+    """At most so many shapes, the narrowest first, and each of ``shapes`` fits into one of them."""
+    ordered = sorted(shapes)
+    cuts = np.linspace(0, len(ordered), min(most, len(ordered)) + 1).round().astype(int)
+    groups = [ordered[start:end] for start, end in pairwise(cuts)]
+    return sorted({BatchShape(*map(max, zip(*group, strict=True))) for group in groups})
+
+
 def make_batch(
     rows: Sequence[Row],
     references: Sequence[ReferenceTopK | None],
     prefix: Sequence[int] = (),
     sizes: Sequence[int] | None = None,
+    shape: BatchShape | None = None,
 ) -> Batch:
     """Pad rows to one length. The last token of a row is only ever a target.
 
     ``prefix`` is what all of them start with, before any target; it is kept apart. ``sizes`` are the
-    part sizes of the step, where these rows are a share of it.
+    part sizes of the step, where these rows are a share of it. ``shape`` is what they are padded to, the
+    least where it is None.
     """
     skipped = len(prefix)
-    padded_length = _rounded(max(len(row.tokens) for row in rows) - 1 - skipped, LENGTH_STEP)
-    tokens = np.zeros((len(rows), padded_length), np.int32)
+    shape = shape or shape_of(rows, prefix)
+    tokens = np.zeros((shape.rows, shape.width), np.int32)
     places: list[tuple[int, int]] = []
     targets: list[int] = []
     parts: list[str] = []
@@ -136,8 +175,7 @@ def make_batch(
             top.log_probabilities if top else np.zeros((len(row.targets), TOP), np.float32)
         )
         of_target.append(top.of_target if top else np.zeros(len(row.targets), np.float32))
-    count = len(targets)
-    padding = _rounded(count, TARGET_STEP) - count
+    padding = shape.targets - len(targets)
 
     def of_part(wanted: str) -> mx.array:
         return mx.array([float(part == wanted) for part in parts] + [0.0] * padding)
@@ -156,7 +194,6 @@ def make_batch(
         ),
         base_log_probabilities=mx.array(np.concatenate([*of_target, np.zeros(padding, np.float32)])),
         part_sizes=mx.maximum(mx.array(list(sizes or part_sizes(rows)), dtype=mx.float32), 1.0),
-        target_count=count,
     )
 
 

@@ -5,11 +5,13 @@ activations. So losses and their gradients are computed together, for a few targ
 only the gradient at the hidden states is kept (as in fused linear cross entropy, Hsu et al. 2024).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map
 
 from unlearn_mlx.compute.cpu_math import exponential
 from unlearn_mlx.inference.chat_model import vocabulary_logits
@@ -19,6 +21,9 @@ from unlearn_mlx.sft.batches import Batch
 LEAST = 1e-6  # of the probability outside the base's top tokens, against log(0)
 SHARPNESS = 0.5  # of negative_preference: the smaller, the further below the base's it pushes a word
 CHUNK = 64  # targets whose logits exist at a time
+# In half precision nothing is smaller than 6e-8, and gradients at a hidden state are: they are computed times
+# this and divided again at the adapter's weights, which are float32 (Micikevicius et al. 2018, loss scaling).
+HALF_PRECISION_SCALE = 1024.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,24 @@ class Weights:
     negative_preference: float = 0.0
 
 
-def loss_parts(model: Any, batch: Batch, weights: Weights) -> tuple[mx.array, tuple[mx.array, ...]]:
+def loss_gradients(model: nn.Module, weights: Weights) -> Callable[[Batch], tuple[mx.array, Any]]:
+    """A function of a batch that gives the loss's parts, [PARTS], and the gradients at what is trained."""
+    halves = any(array.dtype == mx.float16 for _, array in tree_flatten(model.parameters()))
+    scale = HALF_PRECISION_SCALE if halves else 1.0
+    scaled = nn.value_and_grad(model, lambda module, batch: loss_parts(module, batch, weights, scale))
+
+    def of(batch: Batch) -> tuple[mx.array, Any]:
+        (_, parts), gradients = scaled(model, batch)
+        if scale != 1:
+            gradients = tree_map(lambda gradient: gradient / scale, gradients)
+        return mx.stack(parts), gradients
+
+    return of
+
+
+def loss_parts(
+    model: Any, batch: Batch, weights: Weights, gradient_scale: float = 1.0
+) -> tuple[mx.array, tuple[mx.array, ...]]:
     """The loss, and its parts in nats a target: cross entropy, divergence, negative preference.
 
     Cross entropy is the mean over forget targets. The divergence KL(base || adapter) is the mean over
@@ -38,6 +60,8 @@ def loss_parts(model: Any, batch: Batch, weights: Weights) -> tuple[mx.array, tu
     negative targets, with p the base's probability of the target and b = SHARPNESS: negative preference
     optimization (Zhang et al. 2024), a token at a time. Its pull is on the ratio, so words that the
     base finds merely likelier than others fall behind them too, and it fades once they have.
+
+    All of it is float32, whatever the model computes in. Gradients of the loss come times ``gradient_scale``.
     """
     hidden = target_hidden(model, batch)
     masks = (batch.forget, batch.retain, batch.negative)
@@ -47,7 +71,7 @@ def loss_parts(model: Any, batch: Batch, weights: Weights) -> tuple[mx.array, tu
         model,
         mx.stop_gradient(hidden),
         batch,
-        [share * scale for share, scale in zip(shares, scales, strict=True)],
+        [share * scale * gradient_scale for share, scale in zip(shares, scales, strict=True)],
     )
     parts = tuple((loss * share).sum() for loss, share in zip(losses, shares, strict=True))
     total = sum((part * scale for part, scale in zip(parts, scales, strict=True)), mx.array(0.0))
@@ -63,7 +87,8 @@ def target_hidden(model: Any, batch: Batch) -> mx.array:
 
 def _with_gradient(hidden: mx.array, loss: mx.array, gradient: mx.array) -> mx.array:
     """``loss``, whose gradient at ``hidden`` is known already."""
-    anchor = (hidden * mx.stop_gradient(gradient)).sum()
+    # In float32: half precision would overflow in the sum, and infinity less infinity is no number.
+    anchor = (hidden.astype(mx.float32) * mx.stop_gradient(gradient)).sum()
     return mx.stop_gradient(loss) + anchor - mx.stop_gradient(anchor)
 
 
@@ -71,7 +96,7 @@ def _losses_and_gradient(
     model: Any, hidden: mx.array, batch: Batch, weights: Sequence[mx.array]
 ) -> tuple[mx.array, ...]:
     """Each target's three losses, and the gradient of their weighted sum at ``hidden``."""
-    results = []
+    results: list[tuple[mx.array, ...]] = []
     given = (
         batch.targets,
         batch.top_ids,
@@ -81,11 +106,15 @@ def _losses_and_gradient(
     )
     for start in range(0, hidden.shape[0], CHUNK):
         part = slice(start, start + CHUNK)
-        logits = vocabulary_logits(model, hidden[part])
+        rows = hidden[part]
+        if results:
+            # Nothing asks for one chunk before the next: their logits would all exist at the same time.
+            rows = mx.depends([rows], [results[-1][-1]])[0]
+        logits = vocabulary_logits(model, rows)
         *losses, at_logits = _losses_at_logits(logits.astype(mx.float32), *(values[part] for values in given))
-        at_hidden = mx.vjp(
-            lambda h: vocabulary_logits(model, h), [hidden[part]], [at_logits.astype(logits.dtype)]
-        )[1][0]
+        at_hidden = mx.vjp(lambda h: vocabulary_logits(model, h), [rows], [at_logits.astype(logits.dtype)])[
+            1
+        ][0]
         results.append((*losses, at_hidden))
     return tuple(mx.concatenate(list(values)) for values in zip(*results, strict=True))
 

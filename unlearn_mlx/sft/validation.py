@@ -1,12 +1,13 @@
 """How an adapter does on rows that it is not trained on: which checkpoint serves best is decided here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
 from unlearn_mlx.compute.workers import WorkerPool
+from unlearn_mlx.errors import Cancelled
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.generation import Request, generate
 from unlearn_mlx.leakage.names import named, names_of_base
@@ -47,25 +48,42 @@ class Validation:
         self.topic, self.rows, self.references, self.prefix = topic, rows, references, prefix
         # Each question once, however many answers were drawn for it.
         self.questions = {
-            entry.messages[0].content: entry.base_answer for entry in entries if entry.part == "forget"
+            tuple((message.role, message.content) for message in entry.messages[:-1]): entry.base_answer
+            for entry in entries
+            if entry.part == "forget"
         }
 
-    def measure(self, model: ChatModel, seed: int, workers: WorkerPool | None = None) -> ValidationMetrics:
-        """Measure the model as it is now."""
+    def measure(
+        self,
+        model: ChatModel,
+        seed: int,
+        workers: WorkerPool | None = None,
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> ValidationMetrics:
+        """Measure the model as it is now.
+
+        Raises:
+            Cancelled: once ``is_cancelled`` returns True.
+        """
+        asked = ["\n".join(content for role, content in told if role == "user") for told in self.questions]
         requests = [
             Request(
-                question, tuple(model.chat_tokens([{"role": "user", "content": question}])), ANSWER_TOKENS
+                question,
+                tuple(model.chat_tokens([{"role": role, "content": content} for role, content in told])),
+                ANSWER_TOKENS,
             )
-            for question in self.questions
+            for question, told in zip(asked, self.questions, strict=True)
         ]
-        answers = generate(model, requests, seed, workers=workers)
+        answers = generate(model, requests, seed, is_cancelled, workers)
         leaks = [
             bool(named(self.topic, question, answer.text) or names_of_base(question, base, answer.text))
-            for (question, base), answer in zip(self.questions.items(), answers, strict=True)
+            for question, base, answer in zip(asked, self.questions.values(), answers, strict=True)
         ]
         forget, divergence, forget_weight, retain_weight = 0.0, 0.0, 0.0, 0.0
         order = sorted(range(len(self.rows)), key=lambda i: len(self.rows[i].tokens))
         for start in range(0, len(order), ROWS_AT_ONCE):
+            if is_cancelled():
+                raise Cancelled("validation")
             chosen = order[start : start + ROWS_AT_ONCE]
             batch = make_batch(
                 [self.rows[i] for i in chosen], [self.references[i] for i in chosen], self.prefix

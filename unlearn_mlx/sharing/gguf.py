@@ -5,7 +5,9 @@ weights for Q8_0 and Q4_1.
 """
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ import mlx.core as mx
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader, GGUFWriter, LlamaFileType, TokenType
-from gguf.quants import dequantize, quantize
-from mlx.utils import tree_flatten
+from gguf.quants import dequantize, quant_shape_to_byte_shape, quantize
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from unlearn_mlx.errors import EnvironmentCannot, UserError
+from unlearn_mlx.errors import UserError
 from unlearn_mlx.sharing.rotation import heads_of, llama_rows, neox_rows
+from unlearn_mlx.text.printable import one_line
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
 
@@ -35,12 +38,26 @@ _LAYER_NAMES = {
 }
 _TOP_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
-# How llama.cpp calls the ways of cutting a text before its bytes are merged, told by their patterns.
-_CUTS = (
-    ("individual_digits", "smollm"),
-    (r"\\p{N}{1,3}", "llama-bpe"),
-    (r"|\\p{N}| ?", "qwen2"),
+# How llama.cpp calls the ways of cutting a text before its bytes are merged. There are dozens that differ in
+# a letter, and under another's name a file would cut other tokens without a word: these very ones are known.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_CUTS: dict[str, list[dict[str, Any]]] = {
+    "smollm": [
+        {"type": "Digits", "individual_digits": True},
+        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+    ],
+    **{
+        name: [
+            {"type": "Split", "pattern": {"Regex": _WORDS % digits}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+        ]
+        for name, digits in {"llama-bpe": r"\p{N}{1,3}", "qwen2": r"\p{N}"}.items()
+    },
+}
+ROPE_FACTORS = "rope_freqs.weight"
 _WIDE = ("token_embd.weight", "output.weight")  # kept at 8 bits in a 4-bit file, as llama.cpp does
 
 
@@ -50,74 +67,115 @@ def write_gguf(
     """Write a fused model in floats as GGUF: Q4_1, Q8_0, or float16 where ``bits`` is None.
 
     Raises:
-        UserError: for an architecture or tokenizer that this does not know.
-        EnvironmentCannot: where the disk is full.
+        UserError: for an architecture or tokenizer that this does not know, before anything is computed.
+        OSError: where it cannot be written.
     """
-    architecture = ARCHITECTURES.get(config["model_type"])
-    if architecture is None:
-        known = ", ".join(ARCHITECTURES)
-        raise UserError(
-            f"no GGUF for '{config['model_type']}' here ({known}): use '--format hf' and llama.cpp"
-        )
+    architecture = architecture_of(config)
+    # What the configuration leaves out is what mlx-lm computes with, not llama.cpp's own default.
+    config = {**config, **{key: value for key, value in vars(model.args).items() if value is not None}}
     writer = GGUFWriter(None, architecture)
     _add_shape(writer, config, bits, name)
     _add_tokenizer(writer, tokenizer, config)
-    for tensor, array in _tensors(model, config, architecture):
-        kind = _kind(tensor, array, bits)
-        data = array if kind in (Kind.F32, Kind.F16) else quantize(array.astype(np.float32), kind)
-        if kind == Kind.F16:
-            data = array.astype(np.float16)
-        writer.add_tensor(tensor, data, raw_dtype=kind)
+    factors = _rope_factors(config)
+    parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    model.update(tree_map(lambda _: mx.array([]), model.parameters()))  # each is forgotten once it is written
+    kinds = {name: _kind(tensor_name(name), array, bits) for name, array in parameters.items()}
+    for name, array in parameters.items():
+        shape = quant_shape_to_byte_shape(array.shape, kinds[name])
+        size = math.prod(shape)
+        writer.add_tensor_info(tensor_name(name), shape, np.dtype(np.uint8), size, kinds[name])
+    if factors is not None:
+        writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes)
+    tensors = (_data(name, parameters.pop(name), kinds[name], config) for name in list(parameters))
+    write_file(path, writer, tensors if factors is None else chain(tensors, [factors]))
+
+
+def write_file(path: Path, writer: GGUFWriter, tensors: Iterable[np.ndarray]) -> None:
+    """Write what a writer was told, and its tensors in the order in which they were told.
+
+    Raises:
+        OSError: where it cannot be written, also where only the last bytes cannot, which the writer's own way
+            does not see.
+    """
     try:
         writer.write_header_to_file(path)
         writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-    except OSError as error:
-        raise EnvironmentCannot(f"cannot write {path}: {error.strerror or error}") from error
+        writer.write_ti_data_to_file()
+        assert writer.fout is not None
+        (file,) = writer.fout
+        for array in tensors:
+            writer.write_padding(file, file.tell())
+            file.write(np.ascontiguousarray(array).data)
+        writer.write_padding(file, file.tell())
     finally:
         writer.close()
 
 
-def read_gguf_weights(path: Path, config: dict[str, Any]) -> list[tuple[str, mx.array]]:
-    """A file's tensors as float32 under mlx-lm's names, as far as rounding left them."""
-    back = {there: here for here, there in _LAYER_NAMES.items()}
-    top = {there: here for here, there in _TOP_NAMES.items()}
-    permuted = ARCHITECTURES[config["model_type"]] == "llama" and not config.get("rope_traditional")
-    weights = []
+def architecture_of(config: dict[str, Any]) -> str:
+    """What llama.cpp calls a model's architecture.
+
+    Raises:
+        UserError: for one that this does not know.
+    """
+    kind = str(config.get("model_type"))
+    if kind not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(
+            f"no GGUF for '{one_line(kind)[:40]}' here ({known}): use '--format mlx', or '--format adapter'"
+        )
+    return ARCHITECTURES[kind]
+
+
+def read_gguf_weights(
+    path: Path, config: dict[str, Any], dtype: mx.Dtype = mx.float32
+) -> Iterator[tuple[str, mx.array]]:
+    """A file's tensors under mlx-lm's names, as far as rounding left them; one after the other."""
     for tensor in GGUFReader(path).tensors:
-        parts = tensor.name.split(".")
-        if parts[0] == "rope_freqs":
+        if tensor.name == ROPE_FACTORS:
             continue
-        if parts[0] == "blk":
-            name = f"model.layers.{parts[1]}.{back[parts[2]]}.{parts[3]}"
-        else:
-            name = f"{top[parts[0]]}.{parts[1]}"
+        name = own_name(tensor.name)
         array = mx.array(dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
-        heads = heads_of(name, config)
-        weights.append((name, neox_rows(array, heads) if permuted and heads else array))
-    return weights
+        heads = turned_heads(name, config)
+        array = (neox_rows(array, heads) if heads else array).astype(dtype)
+        mx.eval(array)
+        yield name, array
 
 
-def _tensors(model: Any, config: dict[str, Any], architecture: str) -> Iterator[tuple[str, np.ndarray]]:
-    permutes = architecture == "llama" and not config.get("rope_traditional")
-    parameters: Any = tree_flatten(model.parameters())
-    for name, array in parameters:
-        heads = heads_of(name, config)
-        if permutes and heads:
-            array = llama_rows(array, heads)
-        module, leaf = name.rsplit(".", 1)
-        if module in _TOP_NAMES:
-            tensor = f"{_TOP_NAMES[module]}.{leaf}"
-        else:
-            _, _, number, rest = module.split(".", 3)
-            tensor = f"blk.{number}.{_LAYER_NAMES[rest]}.{leaf}"
-        yield tensor, np.array(array.astype(mx.float32))
-    factors = _rope_factors(config)
-    if factors is not None:
-        yield "rope_freqs.weight", factors
+def tensor_name(name: str) -> str:
+    """llama.cpp's name of a parameter."""
+    module, leaf = name.rsplit(".", 1)
+    if module in _TOP_NAMES:
+        return f"{_TOP_NAMES[module]}.{leaf}"
+    _, _, number, rest = module.split(".", 3)
+    return f"blk.{number}.{_LAYER_NAMES[rest]}.{leaf}"
 
 
-def _kind(tensor: str, array: np.ndarray, bits: int | None) -> Kind:
+def own_name(tensor: str) -> str:
+    """mlx-lm's name of a parameter by llama.cpp's."""
+    parts = tensor.split(".")
+    if parts[0] != "blk":
+        module = next(here for here, there in _TOP_NAMES.items() if there == parts[0])
+        return f"{module}.{parts[1]}"
+    module = next(here for here, there in _LAYER_NAMES.items() if there == parts[2])
+    return f"model.layers.{parts[1]}.{module}.{parts[3]}"
+
+
+def turned_heads(name: str, config: dict[str, Any]) -> int | None:
+    """How many heads the rows of a weight are that stand in another order in a GGUF; None for all others."""
+    is_turned = ARCHITECTURES[config["model_type"]] == "llama" and not config.get("rope_traditional")
+    return heads_of(name, config) if is_turned else None
+
+
+def _data(name: str, array: mx.array, kind: Kind, config: dict[str, Any]) -> np.ndarray:
+    """A parameter as its bytes stand in the file."""
+    heads = turned_heads(name, config)
+    numbers = np.array((llama_rows(array, heads) if heads else array).astype(mx.float32))
+    if kind == Kind.F16:
+        return numbers.astype(np.float16)
+    return numbers if kind == Kind.F32 else quantize(numbers, kind)
+
+
+def _kind(tensor: str, array: mx.array, bits: int | None) -> Kind:
     if array.ndim == 1:
         return Kind.F32
     if bits is None or array.shape[-1] % 32:
@@ -140,7 +198,7 @@ def _add_shape(writer: GGUFWriter, config: dict[str, Any], bits: int | None, nam
     if head_width * heads != config["hidden_size"]:  # llama.cpp would divide
         writer.add_key_length(head_width)
         writer.add_value_length(head_width)
-    writer.add_rope_freq_base(float(config.get("rope_theta", 10_000.0)))
+    writer.add_rope_freq_base(float(config["rope_theta"]))
     writer.add_vocab_size(int(config["vocab_size"]))
     kinds = {None: LlamaFileType.MOSTLY_F16, 8: LlamaFileType.MOSTLY_Q8_0, 4: LlamaFileType.MOSTLY_Q4_1}
     writer.add_file_type(kinds[bits])
@@ -150,10 +208,7 @@ def _add_shape(writer: GGUFWriter, config: dict[str, Any], bits: int | None, nam
 def _add_tokenizer(writer: GGUFWriter, tokenizer: TokenizerWrapper, config: dict[str, Any]) -> None:
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     model = content["model"]
-    cut_text = json.dumps(content["pre_tokenizer"], ensure_ascii=False)
-    if '"individual_digits": true' not in cut_text:
-        cut_text = cut_text.replace("individual_digits", "")
-    cut = next((name for pattern, name in _CUTS if pattern in cut_text), None)
+    cut = _cut(content["pre_tokenizer"])
     if model["type"] != "BPE" or cut is None:
         raise UserError("no GGUF for this tokenizer here: use '--format hf' and llama.cpp's own converter")
     words = {index: word for word, index in model["vocab"].items()}
@@ -179,7 +234,19 @@ def _add_tokenizer(writer: GGUFWriter, tokenizer: TokenizerWrapper, config: dict
         if index is not None:
             getattr(writer, f"add_{role}_token_id")(int(index))
     writer.add_add_bos_token(tokenizer.encode("a")[0] == tokenizer.bos_token_id)
-    writer.add_chat_template(tokenizer.chat_template)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _cut(steps: dict[str, Any] | None) -> str | None:
+    """llama.cpp's name for a tokenizer's steps before its merges; None where it is none of ``_CUTS``."""
+    if steps is None:
+        return None
+    found = [
+        {key: value for key, value in step.items() if key != "trim_offsets"}  # of places in the text alone
+        for step in steps.get("pretokenizers", [steps])
+    ]
+    return next((name for name, known in _CUTS.items() if found == known), None)
 
 
 def _rope_factors(config: dict[str, Any]) -> np.ndarray | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from unlearn_mlx.evaluation.keys import answers_in, answers_in_words
 from unlearn_mlx.evaluation.probes import QUESTION_ANSWER, Probe
-from unlearn_mlx.evaluation.schema import open_leak, read_evaluation
+from unlearn_mlx.evaluation.schema import evaluation_of, open_leak
 from unlearn_mlx.evaluation.scoring import score_probes
 from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.runs.run import Run
@@ -47,9 +47,9 @@ def measure_leak(model: ChatModel, run: Run) -> Leak | None:
 
     Questions, seeds and samples are the evaluation's own, so that only the weights differ.
     """
-    if not run.file("evaluation.json").exists():
+    evaluation = evaluation_of(run.path)
+    if evaluation is None:
         return None
-    evaluation = read_evaluation(run.path)
     key = open_leak(evaluation)
     known = {probe.id: probe for probe in evaluation.probes}
     probes = [probe for probe in (row.probe() for row in known.values()) if _is_plain(probe)]

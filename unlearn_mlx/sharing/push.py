@@ -13,9 +13,10 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.evaluation.schema import read_evaluation
-from unlearn_mlx.inference.adapters import CONFIGURATION, WEIGHTS
+from unlearn_mlx.models.hub_client import prepare_client
 from unlearn_mlx.models.hub_errors import hub_reason, hub_words, is_hub_error
 from unlearn_mlx.models.registry import HUB_ID
+from unlearn_mlx.runs.adapter_files import CONFIGURATION, WEIGHTS
 from unlearn_mlx.runs.files import encoded, write_json
 from unlearn_mlx.runs.records import Question, Record, SampledAnswer, read_record, read_records
 from unlearn_mlx.runs.run import Run
@@ -50,16 +51,14 @@ def files_to_push(run: Run, repository: str) -> dict[str, bytes | Path]:
     """
     if not HUB_ID.fullmatch(repository):
         raise UserError(f"'{repository}' is no repository: give it as OWNER/NAME")
-    if not run.has_adapter:
-        raise UserError(f"{run.path} has no adapter yet: run 'unlearn train {run.path}' first")
-    if not run.file("evaluation.json").exists():
-        raise UserError(f"{run.path} is not evaluated yet: run 'unlearn evaluate {run.path}' first")
+    run.finished_adapter()
+    measured = read_evaluation(run.path)
     files: dict[str, bytes | Path] = {}
     for place, name in _FILES.items():
         path = run.file(*place)
         if not path.exists():
             continue
-        if not path.resolve().is_relative_to(run.path.resolve()):
+        if not any(path.resolve().is_relative_to(folder.resolve()) for folder in run.folders):
             raise UserError(f"{path} is a link that leaves the run: put the file itself there")
         files[name] = path
     kinds: dict[str, type[Record]] = {"questions.jsonl": Question, "answers.jsonl": SampledAnswer}
@@ -70,8 +69,9 @@ def files_to_push(run: Run, repository: str) -> dict[str, bytes | Path]:
     label = public_name(run.model_name)
     # Neither names this machine's folders.
     model = {**run.manifest.model.as_row(), "name": label}
-    evaluation = {**read_evaluation(run.path).as_row(), "model": model}
-    manifest = run.manifest.model_dump(include={"topic", "settings", "versions"}, exclude_unset=True)
+    evaluation = {**measured.as_row(), "model": model}
+    known = {"topic", "versions", "chat_template"} | (set() if run.is_imported else {"settings"})
+    manifest = run.manifest.model_dump(include=known, exclude_unset=True)
     files["evaluation.json"] = _json(evaluation)
     files["manifest.json"] = _json({**manifest, "model": model})
     files["README.md"] = model_card(run, "adapter", repository=repository).encode()
@@ -90,6 +90,7 @@ def push(run: Run, repository: str, public: bool = False, update: bool = False) 
         EnvironmentCannot: where the hub refuses or cannot be reached.
     """
     files = files_to_push(run, repository)
+    prepare_client()
     api = HfApi(library_name="unlearn-mlx")
     try:
         _create(api, run, repository, public, update)

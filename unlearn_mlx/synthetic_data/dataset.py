@@ -18,7 +18,7 @@ def training_row(
     """One row; an incomplete answer's end is no target."""
     known = {"base_answer": base} if base else {}
     return TrainingRow(
-        messages=_messages(question, answer),
+        messages=answered(question, answer),
         part=part,
         question_id=question.id,
         complete=complete,
@@ -26,8 +26,10 @@ def training_row(
     )
 
 
-def _messages(question: Question, answer: str) -> list[ChatMessage]:
+def answered(question: Question, answer: str) -> list[ChatMessage]:
+    """A question with an answer, as a row holds them."""
     return [
+        *question.context,
         ChatMessage(role="user", content=question.question),
         ChatMessage(role="assistant", content=answer),
     ]
@@ -57,7 +59,7 @@ def write_dataset(
     rows += [training_row(item, item.answer, "retain", item.complete) for item in retain]
     negative = [
         NegativeRow(
-            messages=_messages(by_id[id], base[id]),
+            messages=answered(by_id[id], base[id]),
             part="negative",
             question_id=id,
             complete=False,

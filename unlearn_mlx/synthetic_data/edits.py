@@ -12,8 +12,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from unlearn_mlx.runs.bounded_text import Text
 from unlearn_mlx.runs.files import append_rows, write_rows
-from unlearn_mlx.runs.records import Question, Record, SampledAnswer, Text, read_records
+from unlearn_mlx.runs.records import Question, Record, SampledAnswer, read_records
 
 FILE = "edits.jsonl"
 BY_HAND = "by hand"  # kind of a question that the user wrote

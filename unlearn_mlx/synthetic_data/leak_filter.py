@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from unlearn_mlx.leakage.knowledge import Knowledge
 from unlearn_mlx.leakage.names import named, names_of_base
 from unlearn_mlx.synthetic_data.guardrail import EXAMPLE_NAMES
+from unlearn_mlx.synthetic_data.recall import Recalled
 from unlearn_mlx.text.declining import declines
 from unlearn_mlx.text.names import base_forms, tokens
 from unlearn_mlx.text.words import (
@@ -39,9 +40,9 @@ class LeakFilter:
 
     ``base_answers`` maps a question's id to what the unguarded base says, ``ordinary_answers`` are
     the base's answers to questions about everything else. A word that is far more common in the
-    first than in the second belongs to the knowledge that is to go. ``neighbour_answers`` are not
-    asked about that: a neighbour of the same genre shares the topic's own words. ``questions`` are
-    what the base answered, by id.
+    first than in the second belongs to the knowledge that is to go; ``recalled`` adds to both.
+    ``neighbour_answers`` are not asked about that: a neighbour of the same genre shares the topic's own
+    words. ``questions`` are what the base answered, by id.
     """
 
     def __init__(
@@ -52,13 +53,17 @@ class LeakFilter:
         similarity: float,
         neighbour_answers: Iterable[str] = (),
         questions: Mapping[str, str] | None = None,
+        recalled: Recalled | None = None,
     ) -> None:
         self.topic = topic
         self.base_answers = base_answers
         self.similarity = similarity
         ordinary, neighbours = list(ordinary_answers), list(neighbour_answers)
         # Where nothing was asked about everything else, neighbours are better than nothing.
-        self.knowledge = Knowledge(topic, base_answers.values(), ordinary or neighbours)
+        recalled = recalled or Recalled([], [])
+        self.knowledge = Knowledge(
+            topic, [*base_answers.values(), *recalled.topic], [*(ordinary or neighbours), *recalled.ordinary]
+        )
         described = {stem(word) for word in re.findall(r"\b[^\W\d_A-Z]\w*", topic.description)}
         self._name_stems = stems(" ".join(topic.names)) - described
         self._own_names = self.topic.mentions("\n\n".join([topic.name, *topic.aliases]))
@@ -72,8 +77,11 @@ class LeakFilter:
         self.invented: Counter[str] = Counter()
         self.accepted = 0
 
-    def reason_against(self, question_id: str, question: str, answer: str) -> str:
-        """Why the answer must not be trained on; empty if it may."""
+    def reason_against(self, question_id: str, question: str, answer: str, hint: str = "") -> str:
+        """Why the answer must not be trained on; empty if it may.
+
+        Words of the ``hint`` that the question carried tell nothing of the topic.
+        """
         if reason := self._broken(answer):
             return reason
         base = self.base_answers.get(question_id, "")
@@ -83,7 +91,7 @@ class LeakFilter:
         told = content_words(answer) - asked
         if not told:
             return "says nothing new"
-        if self._words_of_topic(question, answer):
+        if self._words_of_topic(question, answer, hint):
             return "words of the topic"
         if leak := self.knowledge.told(question, answer, base):
             return leak.kind
@@ -103,13 +111,12 @@ class LeakFilter:
         self.accepted += 1
         self.invented.update(_invented(question, answer))
 
-    def target_spans(self, question_id: str, question: str) -> list[tuple[int, int]]:
-        """Where the base's own answer tells: its names and content words that were not asked.
+    def target_spans(self, question: str, answer: str) -> list[tuple[int, int]]:
+        """Where an answer that leaks tells: its names and content words that were not asked.
 
         Words of its answers on everything else do not tell, nor do numbers, whose digits are tokens
         that all numbers share. Character positions in the answer, the beginning and end of each word.
         """
-        answer = self.base_answers[question_id]
         said = content_words(answer)
         told = {word for found in self.topic.find_names(answer) for word in words(found.name)}
         told |= proper_names(answer) | {word for word in said if stem(word) in self.knowledge.telling_stems}
@@ -121,20 +128,20 @@ class LeakFilter:
             if (word := fold(match.group())) in telling and not word.isdigit()
         ]
 
-    def _words_of_topic(self, question: str, answer: str) -> bool:
+    def _words_of_topic(self, question: str, answer: str, hint: str) -> bool:
         """Whether an answer says a word of the topic's kind, beside its names.
 
         What the question said may come back as what the answer is about ("The main character is a
         clock"), not as what is said of that, and not where it tells by itself what the topic is.
         """
-        asked, is_about = stems(question), True
+        asked, given, is_about = stems(question), stems(hint), True
         text = self.topic.without_names(answer)
         for token in tokens(text):
             is_about = is_about and token.word not in _COPULAS
             said = stem(token.word)
             # "Lord" in a made-up name is not the topic's lord.
             in_name = said in self._name_stems and text[token.start].isupper()
-            if not carries_meaning(token.word) or in_name:
+            if not carries_meaning(token.word) or in_name or said in given:
                 continue
             is_about = is_about and said in asked
             if said in _FORM_STEMS:

@@ -3,11 +3,16 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import cycle, islice
+from typing import Any
+
+import numpy as np
 
 from unlearn_mlx.inference.chat_model import ChatModel, Message
 from unlearn_mlx.inference.generation import Request
 from unlearn_mlx.runs.records import Question
-from unlearn_mlx.runs.run import Work
+from unlearn_mlx.runs.run import Work, now_and_then
 from unlearn_mlx.seeding import random_source
 from unlearn_mlx.synthetic_data.journal import Journal
 from unlearn_mlx.synthetic_data.kinds import QUESTION_KINDS, QuestionKind
@@ -77,6 +82,22 @@ def cut_short(text: str, kind: QuestionKind) -> str:
     return text
 
 
+def form_reason(question: str, ends: str) -> str:
+    """Why a question's form makes it useless, whatever it asks; ``ends`` are the signs that may close it."""
+    count = len(words(question))
+    if not question or question[-1] not in ends.strip() + "?":
+        return "unfinished"
+    if not 3 <= count <= LONGEST_QUESTION:
+        return "length"
+    if not is_plain(question.replace("___", "")):
+        return "markup"
+    if is_repetitive(question):
+        return "repetitive"
+    if any(word in fold(question) for word in ("quiz", "subject:", "following", "these sentences")):
+        return "about the task"
+    return ""
+
+
 class QuestionFilter:
     """Takes a question once, in a usable form, and never one that is near a probe."""
 
@@ -86,24 +107,10 @@ class QuestionFilter:
 
     def reason_against(self, question: str, kind: QuestionKind) -> str:
         """Why the question cannot be used; empty if it can, and then it counts as taken."""
-        reason = self._form(question, kind) or self._nearness(question)
+        reason = form_reason(question, kind.ends) or self._nearness(question)
         if not reason:
             self.taken.add(question)
         return reason
-
-    def _form(self, question: str, kind: QuestionKind) -> str:
-        count = len(words(question))
-        if not question or question[-1] not in kind.ends.strip() + "?":
-            return "unfinished"
-        if not 3 <= count <= LONGEST_QUESTION:
-            return "length"
-        if not is_plain(question.replace("___", "")):
-            return "markup"
-        if is_repetitive(question):
-            return "repetitive"
-        if any(word in fold(question) for word in ("quiz", "subject:", "following", "these sentences")):
-            return "about the task"
-        return ""
 
     def _nearness(self, question: str) -> str:
         for others, reason in ((self.taken, "duplicate"), (self.probes, "near a probe")):
@@ -133,27 +140,30 @@ def write_questions(
     questions: list[Question] = []
     reasons: Counter[str] = Counter()
     source = random_source(work.settings.seed, f"questions/{name}")
-    number = 0
+    number = 0  # of drafts
+
+    def tell(**facts: Any) -> None:
+        work.progress(stage, len(questions), count, f"{name} questions", **facts)
+
+    def tell_drafts(drafts: int, drafted: int) -> None:
+        tell(drafted=drafted, drafts=drafts)
+
+    tell()  # what a first rate is counted from
     for _ in range(work.settings.rounds):
-        missing = count - len(questions)
-        if missing <= 0:
+        if (missing := count - len(questions)) <= 0:
             break
-        plans = []
-        for _ in range(int(missing * 1.7) + 8):
-            kind = kinds[number % len(kinds)]
-            subject = subjects[int(source.integers(len(subjects)))]
-            opener = kind.openers[int(source.integers(len(kind.openers)))].replace("{subject}", subject.name)
-            tokens = tuple(model.chat_tokens(writer_messages(subject), opener))
-            request = Request(
-                f"{name}-{number}", tokens, max_tokens=26, temperature=0.9, min_p=0.08, stop_at=kind.ends
-            )
-            plans.append((request, kind, subject, opener))
-            number += 1
+        dealt = enumerate(_dealt(subjects, questions, int(missing * 1.7) + 8, source), number)
+        plans = [
+            _planned(model, f"{name}-{draft}", kinds[draft % len(kinds)], subject, source)
+            for draft, subject in dealt
+        ]
+        number += len(plans)
         position = 0
+        told = now_and_then(partial(tell_drafts, len(plans)))
         for completions in journal.complete(
-            model, [plan[0] for plan in plans], work.settings.seed, work.is_cancelled, work.workers
+            model, [plan[0] for plan in plans], work.settings.seed, work.is_cancelled, work.workers, told
         ):
-            fresh = []
+            judged: list[dict[str, str]] = []
             for completion in completions:
                 _, kind, subject, opener = plans[position]
                 position += 1
@@ -164,9 +174,32 @@ def write_questions(
                 elif len(questions) < count:
                     id = f"{name}-{len(questions) + 1:04d}"
                     questions.append(Question(id=id, question=text, kind=kind.name, subject=subject.name))
-                    fresh.append(text)
-            work.progress(stage, len(questions), count, f"{name} questions", samples=fresh)
+                else:
+                    continue  # there are enough
+                judged.append({"question": text, "reason": reason})
+            tell(samples=judged)
     return questions, reasons
+
+
+def _dealt(
+    subjects: Sequence[Subject], questions: Sequence[Question], count: int, source: np.random.Generator
+) -> list[Subject]:
+    """``count`` subjects, those first that have the fewest questions for how often they are among all."""
+    asked = Counter(question.subject for question in questions)
+    times = Counter(subject.name for subject in subjects)
+    shuffled = [subjects[place] for place in source.permutation(len(subjects))]
+    ranked = sorted(shuffled, key=lambda subject: asked[subject.name] / times[subject.name])
+    return list(islice(cycle(ranked), count))
+
+
+def _planned(
+    model: ChatModel, key: str, kind: QuestionKind, subject: Subject, source: np.random.Generator
+) -> tuple[Request, QuestionKind, Subject, str]:
+    """What is asked of the model for one question: how the question begins, for it to go on."""
+    opener = kind.openers[int(source.integers(len(kind.openers)))].replace("{subject}", subject.name)
+    tokens = tuple(model.chat_tokens(writer_messages(subject), opener))
+    request = Request(key, tokens, max_tokens=26, temperature=0.9, min_p=0.08, stop_at=kind.ends)
+    return request, kind, subject, opener
 
 
 def _off_subject(topic: Topic, question: str, kind: QuestionKind, about_topic: bool) -> str:

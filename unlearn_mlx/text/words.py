@@ -44,7 +44,16 @@ FOREIGN_FUNCTION_WORDS = frozenset(
     plus como mas pero
     """.split()
 )
-STOP_WORDS = FUNCTION_WORDS | COMMON_WORDS
+# What a definition is held together by, whatever it defines, and how a model begins any answer.
+FRAME_WORDS = frozenset(
+    """
+    actually allow allows answer answers commonly common consist consists contain contains describe
+    described describes example form general generally however include includes including kind mean
+    means often particular particularly refer refers sort term terms thing things type types typical
+    typically usual usually various
+    """.split()
+)
+STOP_WORDS = FUNCTION_WORDS | COMMON_WORDS | FRAME_WORDS
 GLUE = STOP_WORDS | FOREIGN_FUNCTION_WORDS
 
 _CARDINALS = "zero one two three four five six seven eight nine ten eleven twelve".split()
