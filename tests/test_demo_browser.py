@@ -152,9 +152,10 @@ def test_the_first_five_minutes(tab):
     page.locator(".figures b").nth(2).wait_for()
     page.get_by_role("link", name="Make one").click()
     page.get_by_text(re.compile("memory about .* minutes")).wait_for()
-    # The conversation is still there.
+    # The conversation is still there; the button below it is drawn after both answers.
     page.get_by_role("link", name="Chat").click()
     page.locator(".said mark").first.wait_for()
+    button(page, "Regenerate").wait_for()
     assert answers(page) == [question, base, unlearned]
 
 
