@@ -20,8 +20,9 @@ from mlx_lm import batch_generate
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner import trainer as stock
 
-from benchmarks.side_by_side import ROWS, open_model
+from benchmarks.side_by_side import ROWS, open_model, product_threads
 from benchmarks.training import BATCH_SIZE, peer, shipped_rows, train_stock
+from unlearn_mlx.compute.cpu_blas import core_count
 from unlearn_mlx.compute.workers import WorkerPool
 from unlearn_mlx.config import make_settings
 from unlearn_mlx.inference import generation
@@ -56,7 +57,8 @@ def measure(repeats: int, preset: str = PRESET) -> dict[str, Any]:
             for event in run.events()
             if isinstance(event, ProgressEvent) and event.forget_loss is not None
         )
-    plain = plain_script(asked, steps)
+    with product_threads(core_count()):
+        plain = plain_script(asked, steps)
     return {
         "preset": preset,
         "answers": len(asked),

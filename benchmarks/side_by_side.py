@@ -3,12 +3,14 @@
 import platform
 import statistics
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from unlearn_mlx.compute.cpu_blas import blas_threads, set_blas_threads
 from unlearn_mlx.compute.device import current_device
 from unlearn_mlx.compute.memory import peak_bytes, reset_peak
 from unlearn_mlx.compute.workers import ALONE, WorkerPool
@@ -52,6 +54,16 @@ def seconds_of(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
+
+
+@contextmanager
+def product_threads(count: int) -> Iterator[None]:
+    """Meanwhile a product of this process has so many threads: a peer's one process may take every core."""
+    set_blas_threads(count)
+    try:
+        yield
+    finally:
+        set_blas_threads(blas_threads())
 
 
 def in_turns(ways: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, float]:

@@ -2,15 +2,16 @@
 
 Weights, rows, batch, rank, layers, learning rates and optimizer are the same, and so is the loss: cross
 entropy of answer tokens. Speed counts answer tokens that are real, not padding. The peers form their
-own batches; for the comparison of what was learned mlx-lm gets ours. mlx-lm-lora takes part where it is
-there: ``uv run --with mlx-lm-lora python -m benchmarks training``.
+own batches, and their products have one thread or one a core, whichever is faster; for the comparison of
+what was learned mlx-lm gets our batches. mlx-lm-lora takes part where it is there: ``uv run --with
+mlx-lm-lora python -m benchmarks training``.
 """
 
-import contextlib
 import io
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ import numpy as np
 from mlx_lm.tuner import trainer as stock
 from mlx_lm.tuner.datasets import CacheDataset, ChatDataset
 
-from benchmarks.side_by_side import ROWS, in_turns, open_model, peak_bytes_of
+from benchmarks.side_by_side import ROWS, in_turns, open_model, peak_bytes_of, product_threads
+from unlearn_mlx.compute.cpu_blas import blas_threads, core_count
 from unlearn_mlx.compute.workers import ALONE, WorkerPool
 from unlearn_mlx.config import make_settings
 from unlearn_mlx.inference.adapters import Adapter, LoraShape
@@ -97,7 +99,7 @@ def peer(
             answer_tokens += int((lengths[:, 1] - lengths[:, 0]).sum().item())
             yield batch, lengths
 
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         began = time.perf_counter()
         train_peer(
             model.model,
@@ -167,21 +169,22 @@ def _measured(model: ChatModel, workers: WorkerPool, repeats: int, steps: int) -
     rows, held_out = entries[: steps * BATCH_SIZE], entries[-HELD_OUT:]
     found: dict[str, dict[str, float]] = {}
 
-    def rate(name: str, work: Callable[[], dict[str, float]]) -> Callable[[], float]:
+    def rate(name: str, work: Callable[[], dict[str, float]], threads: int) -> Callable[[], float]:
         def once() -> float:
-            found[name] = work()
+            with product_threads(threads):
+                found[name] = work()
             return found[name]["rate"]
 
         return once
 
-    ways = {
-        "ours": rate("ours", lambda: ours(model, rows, held_out, workers)),
-        "mlx-lm": rate("mlx-lm", lambda: peer(model, train_stock, rows, held_out, stock.iterate_batches)),
-    }
+    peers = {"mlx-lm": lambda: peer(model, train_stock, rows, held_out, stock.iterate_batches)}
     if find_spec("mlx_lm_lora"):
-        ways["mlx-lm-lora"] = rate(
-            "mlx-lm-lora", lambda: peer(model, train_lora, rows, held_out, lora_batches())
-        )
+        peers["mlx-lm-lora"] = lambda: peer(model, train_lora, rows, held_out, lora_batches())
+    ways = {"ours": rate("ours", lambda: ours(model, rows, held_out, workers), blas_threads())}
+    for threads in sorted({1, core_count()}):
+        for name, work in peers.items():
+            way = f"{name}, threads a product: {threads}"
+            ways[way] = rate(way, work, threads)
     rates = in_turns(ways, repeats)
     memory = {name: peak_bytes_of(way, workers if name == "ours" else ALONE) for name, way in ways.items()}
     same_rows = peer(model, train_stock, rows, held_out, in_our_order(model, rows))

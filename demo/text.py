@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import streamlit as st
 
+from unlearn_mlx.leakage.names import Leak
 from unlearn_mlx.session.conversation import leak_pieces
 from unlearn_mlx.text.printable import one_line, printable
-from unlearn_mlx.topics import Topic
 
 if TYPE_CHECKING:
     from unlearn_mlx.reporting.report import TableRow
@@ -56,9 +56,9 @@ def label(text: str) -> str:
     return _MARKDOWN.sub(lambda match: f"\\{match[0]}" if match[0].isascii() else match[0], one_line(text))
 
 
-def answer_html(topic: Topic | None, asked: str, answer: str, is_open: bool = False) -> str:
-    """An answer as HTML with its leaks marked, and a cursor where more of it may come."""
-    return pieces_html(leak_pieces(topic, asked, answer), is_open)
+def answer_html(answer: str, leak: Leak | None, is_open: bool = False) -> str:
+    """An answer as HTML with its leak marked, and a cursor where more of it may come."""
+    return pieces_html(leak_pieces(answer, leak), is_open)
 
 
 def pieces_html(pieces: Sequence[tuple[str, bool]], is_open: bool = False) -> str:

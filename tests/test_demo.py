@@ -9,7 +9,7 @@ import pytest
 from tests.demo_pages import EVIL, app_model, bodies, opened, texts
 from tests.helpers import QUESTIONS, WIZARD
 from tests.runs_with_results import TOPIC
-from unlearn_mlx.leakage.names import leak_spans
+from unlearn_mlx.leakage.names import named
 from unlearn_mlx.runs.files import write_json
 
 
@@ -276,12 +276,13 @@ def test_leak_filter_are_what_the_question_did_not_say():
     from demo.text import answer_html
 
     answer = "Harry Potter met Hermione's friend J. K. Rowling in Hogwarts."
-    spans = [answer[start:end] for start, end in leak_spans(WIZARD, "Who is Harry Potter?", answer)]
+    spans = [answer[start:end] for start, end in named(WIZARD, "Who is Harry Potter?", answer).spans]
     assert spans == ["Hermione's", "J. K. Rowling", "Hogwarts"]
     # Folding changes lengths: the marks stand where the names are.
     accented = "Ĳsel ﬁnds Hërmïone & <Hogwarts>"
-    assert [accented[start:end] for start, end in leak_spans(WIZARD, "", accented)] == [
+    leak = named(WIZARD, "", accented)
+    assert [accented[start:end] for start, end in leak.spans] == [
         "Hërmïone",
         "Hogwarts",
     ]
-    assert "<mark>Hërmïone</mark> &amp; &lt;<mark>Hogwarts</mark>&gt;" in answer_html(WIZARD, "", accented)
+    assert "<mark>Hërmïone</mark> &amp; &lt;<mark>Hogwarts</mark>&gt;" in answer_html(accented, leak)

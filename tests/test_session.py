@@ -15,7 +15,7 @@ from unlearn_mlx.runs.run import create_run, free_path, save_topic
 from unlearn_mlx.session import chat_engine
 from unlearn_mlx.session.catalog import run_entries, shipped_entries
 from unlearn_mlx.session.chat_engine import ChatEngine
-from unlearn_mlx.session.conversation import Conversation, Manner, Reply, Turn, leak_pieces, leak_reason
+from unlearn_mlx.session.conversation import Conversation, Manner, Reply, Turn, leak_in, leak_pieces
 from unlearn_mlx.session.create import new_run
 from unlearn_mlx.session.endings import ending_of
 from unlearn_mlx.session.progress import Progress
@@ -249,17 +249,19 @@ def test_a_heading_tells_how_soon_and_how_fast_an_answer_came_and_what_was_read_
 
 def test_leak_filter_are_the_names_that_the_question_did_not_say():
     answer = "Harry Potter met Hermione in Hogwarts. Hermione\x07 stayed."
-    pieces = leak_pieces(WIZARD, "Who is Harry Potter?", answer)
+    leak = leak_in(WIZARD, "Who is Harry Potter?", answer)
+    pieces = leak_pieces(answer, leak)
     assert "".join(text for text, _ in pieces) == answer.replace("\x07", " ")
-    assert leak_reason(WIZARD, "Who is Harry Potter?", answer) == "names Hermione, Hogwarts"
-    assert leak_reason(None, "", answer) == ""
+    assert leak.reason == "names Hermione, Hogwarts"
+    assert leak_in(None, "", answer) is None
 
 
 def test_what_the_user_said_in_an_earlier_question_is_no_leak():
     conversation = Conversation(topic=WIZARD)
     said(conversation, "What is Hogwarts?", adapter="A ferry.")
     turn = said(conversation, "And who lives there?", adapter="Hermione lives in Hogwarts.")
-    assert leak_reason(WIZARD, conversation.asked(turn), "Hermione lives in Hogwarts.") == "names Hermione"
+    leak = leak_in(WIZARD, conversation.asked(turn), "Hermione lives in Hogwarts.")
+    assert leak.reason == "names Hermione"
     assert "leaks: names Hermione" in conversation.markdown("Harry Potter")
 
 

@@ -15,12 +15,13 @@ from tui.dialogs import Fields, PairEditor
 from tui.line_input import LineInput
 from tui.section import Section
 from tui.table import Column, RowTable
-from tui.text import shown, with_leaks
+from tui.text import shown, with_leak
 from unlearn_mlx.errors import UserError
 from unlearn_mlx.pipeline import reset_from
 from unlearn_mlx.runs.records import Question, SampledAnswer, read_records
 from unlearn_mlx.runs.run import open_run
 from unlearn_mlx.session.catalog import Entry
+from unlearn_mlx.session.conversation import leak_in
 from unlearn_mlx.synthetic_data.edits import (
     FILE,
     Edit,
@@ -161,7 +162,7 @@ class DataScreen(Section):
         if pair is None:
             text = shown(self._told or "No pair passes the search and the filters.")
         else:
-            answer = with_leaks(self._topic, pair.question, pair.answer)
+            answer = with_leak(pair.answer, leak_in(self._topic, pair.question, pair.answer))
             text = Content.assemble(
                 shown(f"{pair.question}\n", "bold"), answer, shown(f"  [{_verdict(pair)}]")
             )

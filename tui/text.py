@@ -2,9 +2,9 @@
 
 from textual.content import Content
 
+from unlearn_mlx.leakage.names import Leak
 from unlearn_mlx.session.conversation import leak_pieces
 from unlearn_mlx.text.printable import printable
-from unlearn_mlx.topics import Topic
 
 BAR = "━"
 REST = "╌"  # told apart without colour
@@ -15,9 +15,9 @@ def shown(text: str, style: str = "") -> Content:
     return Content.styled(printable(text), style) if style else Content(printable(text))
 
 
-def with_leaks(topic: Topic | None, asked: str, answer: str) -> Content:
-    """An answer with its leaks set off: reversed and underlined, so that colour is not needed."""
-    pieces = leak_pieces(topic, asked, answer)
+def with_leak(answer: str, leak: Leak | None) -> Content:
+    """An answer with its leak set off: reversed and underlined, so that colour is not needed."""
+    pieces = leak_pieces(answer, leak)
     return Content.assemble(
         *((text, "bold underline reverse") if is_leak else text for text, is_leak in pieces)
     )

@@ -6,9 +6,9 @@ from textual.events import Click
 from textual.message import Message
 from textual.widgets import Static
 
-from tui.text import shown, with_leaks
+from tui.text import shown, with_leak
 from unlearn_mlx.inference.asking import Mode
-from unlearn_mlx.session.conversation import Conversation, Turn, leak_reason
+from unlearn_mlx.session.conversation import Conversation, Turn, leak_in
 from unlearn_mlx.text.printable import one_line
 
 
@@ -59,10 +59,12 @@ class TurnView(Vertical):
         topic, asked = self.conversation.topic, self.conversation.asked(self.turn)
         for mode, reply in self.turn.replies.items():
             heading = ("▸ " if mode == self.picked else "") + self.turn.heading(mode)
-            if reason := leak_reason(topic, asked, reply.text):
-                heading += f" · ⚠ leaks: {reason}"
+            text = reply.text.strip()
+            if leak := leak_in(topic, asked, text):
+                heading += f" · ⚠ leaks: {leak.reason}"
             if reply.is_marked:
                 heading += " · ⚑ marked as a leak"
             self.query_one(f".{mode}-heading", Static).update(shown(one_line(heading)))
-            text = reply.text if reply.text or self.turn.is_open else "(nothing)"
-            self.query_one(f".{mode}-said", Static).update(with_leaks(topic, asked, text.strip()))
+            if not reply.text and not self.turn.is_open:
+                text = "(nothing)"
+            self.query_one(f".{mode}-said", Static).update(with_leak(text, leak))

@@ -20,7 +20,7 @@ from unlearn_mlx.evaluation.schema import SCOPES
 from unlearn_mlx.inference.asking import Mode
 from unlearn_mlx.inference.engine import Engine
 from unlearn_mlx.session.catalog import Entry, example_questions
-from unlearn_mlx.session.conversation import MEMORY, MODES, Conversation, Manner, Turn, leak_reason
+from unlearn_mlx.session.conversation import MEMORY, MODES, Conversation, Manner, Turn, leak_in
 from unlearn_mlx.session.marking import marks_to_mend, toggle_mark
 from unlearn_mlx.session.mending import last_mend, stages_of_mend
 from unlearn_mlx.session.shipped import run_to_mend
@@ -305,11 +305,11 @@ def draw_turn(conversation: Conversation, turn: Turn, places: dict[Mode, DeltaGe
         reply = turn.replies[mode]
         is_open = turn.state == "answering" and not reply.finished
         text = reply.text.strip()
+        leak = leak_in(topic, asked, text)
         with place.container():
-            st.html(answer_html(topic, asked, text, is_open))
+            st.html(answer_html(text, leak, is_open))
             if timing := turn.timing(mode):
-                reason = leak_reason(topic, asked, text)
-                leaks = f":material/warning: leaks: {label(reason)}" if reason else "no name of the topic"
+                leaks = f":material/warning: leaks: {label(leak.reason)}" if leak else "no name of the topic"
                 if reply.is_marked:
                     leaks = f":material/flag: marked as a leak · {leaks}"
                 end = f" · cut at {turn.manner.max_tokens} tokens" if turn.is_cut(mode) else ""

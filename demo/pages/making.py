@@ -11,6 +11,7 @@ from unlearn_mlx.errors import UserError
 from unlearn_mlx.leakage.names import named
 from unlearn_mlx.runs.records import BaseAnswer, Question, SampledAnswer, TrainingRow, read_records
 from unlearn_mlx.session.catalog import Entry
+from unlearn_mlx.session.conversation import leak_in
 from unlearn_mlx.topics import Topic
 
 SHOWN = 5
@@ -102,7 +103,7 @@ def walk(
 
     st.markdown(f"#### {label(question.question)}")
     st.caption("1 · What the base says to it; names of the topic are marked")
-    st.html(answer_html(topic, question.question, base))
+    st.html(answer_html(base, leak_in(topic, question.question, base)))
     guardrail = GUARDRAILS.get(next((answer.guardrail for answer in answers), ""), DEFAULT)
     hint = hint_for(question, topic, f"guarded-{question.id}-0-0", entry.seed())
     with st.expander("2 · The guardrail: what stands before the question, so that the base knows nothing"):
@@ -117,7 +118,7 @@ def walk(
             columns[0].badge("accepted", icon=":material/check:", color="green")
         else:
             columns[0].badge(label(answer.reason), icon=":material/close:", color="red")
-        columns[1].html(answer_html(topic, question.question, answer.answer))
+        columns[1].html(answer_html(answer.answer, leak_in(topic, question.question, answer.answer)))
     st.caption("4 · What the adapter was trained on")
     for row in rows:
         said = " → ".join(message.content for message in row.messages)

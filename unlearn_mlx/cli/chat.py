@@ -16,7 +16,7 @@ from unlearn_mlx.inference.engine import Engine
 from unlearn_mlx.reporting.terminal import plain
 from unlearn_mlx.runs.commands import shell_word
 from unlearn_mlx.session.catalog import Entry, opened_entry
-from unlearn_mlx.session.conversation import MEMORY, MODES, Conversation, Manner, Turn, leak_reason
+from unlearn_mlx.session.conversation import MEMORY, MODES, Conversation, Manner, Turn, leak_in
 from unlearn_mlx.session.marking import marks_to_mend, toggle_mark
 from unlearn_mlx.text.printable import one_line
 
@@ -153,10 +153,9 @@ class _Talk:
         stream.finish()
         for mode in turn.manner.modes:
             facts = [turn.timing(mode)]
-            if reason := leak_reason(
-                self.conversation.topic, self.conversation.asked(turn), turn.replies[mode].text
-            ):
-                facts.append(f"leaks: {reason}")
+            said = turn.replies[mode].text
+            if leak := leak_in(self.conversation.topic, self.conversation.asked(turn), said):
+                facts.append(f"leaks: {leak.reason}")
             if any(facts):
                 say(f"[{mode}: {' · '.join(filter(None, facts))}]")
 

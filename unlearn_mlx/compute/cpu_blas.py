@@ -50,10 +50,16 @@ def load_fast_blas() -> bool:
             with tempfile.TemporaryDirectory(dir=renamed.parent, prefix=building_prefix(renamed)) as folder:
                 os.replace(_rename_symbols(original, Path(folder)), renamed)
         _loaded = ctypes.CDLL(str(renamed), mode=ctypes.RTLD_GLOBAL)
-        _loaded[f"{_PREFIX}openblas_set_num_threads"](blas_threads())
+        set_blas_threads(blas_threads())
     except (OSError, subprocess.CalledProcessError):
         return False  # slower, still right; `unlearn doctor` says so
     return True
+
+
+def set_blas_threads(count: int) -> None:
+    """Give each product of this process so many threads from now on; without OpenBLAS nothing happens."""
+    if _loaded is not None:
+        _loaded[f"{_PREFIX}openblas_set_num_threads"](count)
 
 
 def core_count() -> int:

@@ -1,5 +1,6 @@
 """Which names and numbers an answer says that its question did not."""
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,12 +60,6 @@ def says_pattern(patterns: Sequence[str], answer: str) -> bool:
     return any(re.search(pattern, folded, re.IGNORECASE) for pattern in patterns)
 
 
-def leak_spans(topic: Topic, question: str, answer: str) -> tuple[tuple[int, int], ...]:
-    """Where an answer says names of the topic that its question did not: start and end of each."""
-    leak = named(topic, question, answer)
-    return leak.spans if leak else ()
-
-
 def _leak(kind: str, answer: str, spans: tuple[tuple[int, int], ...]) -> Leak | None:
     if not spans:
         return None
@@ -84,6 +79,7 @@ def _parts(name: str) -> list[str]:
     return [token.letters for token in tokens(name)[:-1]] + [token.base_form for token in tokens(name)[-1:]]
 
 
+@functools.lru_cache(maxsize=10_000)
 def _comes_back(name: str, asked: str) -> bool:
     """Whether a name is an asked one with words left out, letters in a row of it, or other endings."""
     parts, whole = _parts(name), _parts(asked)

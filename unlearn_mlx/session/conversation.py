@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unlearn_mlx.inference.asking import Answering, Mode, Piece, context_of
 from unlearn_mlx.inference.engine import Engine
-from unlearn_mlx.leakage.names import leak_spans, named
+from unlearn_mlx.leakage.names import Leak, named
 from unlearn_mlx.text.printable import one_line, printable
 from unlearn_mlx.topics import Topic
 
@@ -195,28 +195,27 @@ class Conversation:
             parts.append(f"## You\n\n{_fenced(turn.question)}")
             for mode, reply in turn.replies.items():
                 facts = [turn.heading(mode), f"temperature {turn.manner.temperature:g}"]
-                if reason := leak_reason(self.topic, self.asked(turn), reply.text):
-                    facts.append(f"leaks: {reason}")
+                if leak := leak_in(self.topic, self.asked(turn), reply.text):
+                    facts.append(f"leaks: {leak.reason}")
                 if reply.is_marked:
                     facts.append("marked as a leak")
                 parts.append(f"### {_escaped(' · '.join(facts))}\n\n{_fenced(reply.text.strip())}")
         return "\n\n".join(parts) + "\n"
 
 
-def leak_pieces(topic: Topic | None, asked: str, answer: str) -> list[tuple[str, bool]]:
-    """The printable answer in pieces, each with whether it says a name that the user has not asked with."""
+def leak_in(topic: Topic | None, asked: str, answer: str) -> Leak | None:
+    """The names that an answer says and the user has not asked with, where they stand in it as printable."""
+    return named(topic, asked, printable(answer)) if topic else None
+
+
+def leak_pieces(answer: str, leak: Leak | None) -> list[tuple[str, bool]]:
+    """The printable answer in pieces, each with whether it is of the leak that ``leak_in`` found."""
     text = printable(answer)
     pieces, last = [], 0
-    for start, end in leak_spans(topic, asked, text) if topic else ():
+    for start, end in leak.spans if leak else ():
         pieces += [(text[last:start], False), (text[start:end], True)]
         last = end
     return [*pieces, (text[last:], False)]
-
-
-def leak_reason(topic: Topic | None, asked: str, answer: str) -> str:
-    """How an answer gives the topic away, in words ("names Hogwarts"); empty where it does not."""
-    leak = named(topic, asked, printable(answer)) if topic else None
-    return leak.reason if leak else ""
 
 
 def _fenced(text: str) -> str:

@@ -9,7 +9,7 @@ from unlearn_mlx.runs.adapter_files import adapter_sha256
 from unlearn_mlx.runs.commands import shell_word
 from unlearn_mlx.runs.records import ChatMessage
 from unlearn_mlx.session.catalog import Entry
-from unlearn_mlx.session.conversation import Conversation, Turn, leak_reason
+from unlearn_mlx.session.conversation import Conversation, Turn, leak_in
 from unlearn_mlx.session.shipped import made_of_shipped, run_to_mend
 
 
@@ -39,8 +39,8 @@ def toggle_mark(entry: Entry, conversation: Conversation, turn: Turn, mode: Mode
     reply.is_marked = mark.marked
     if not mark.marked:
         return f"The mark is taken back, in {run.path}."
-    reason = leak_reason(conversation.topic, conversation.asked(turn), reply.text)
-    why = f" ({reason})" if reason else ""
+    leak = leak_in(conversation.topic, conversation.asked(turn), reply.text)
+    why = f" ({leak.reason})" if leak else ""
     if not mark.can_be_mended:
         return (
             f"Marked as a leak{why}, in {run.path}; only what the adapter says at strength 1 can be mended."

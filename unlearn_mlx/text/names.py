@@ -4,6 +4,7 @@ Case, accents, hyphens, line breaks and the dots and blanks of initials do not m
 possessive or plural ending of a name's last word. "7" is "seven", "1,997" is "1997".
 """
 
+import functools
 import itertools
 import re
 import unicodedata
@@ -45,14 +46,12 @@ class Token:
     @property
     def letters(self) -> str:
         """The word within a longer name: number words as digits, no signs."""
-        word = "and" if self.word == "&" else re.sub(r"[',]", "", self.word)
-        return NUMBER_WORDS.get(word, word)
+        return _letters(self.word)
 
     @property
     def base_form(self) -> str:
         """What the word is compared by: without possessive and plural."""
-        word = self.word.removesuffix("'s")
-        return NUMBER_WORDS.get(word) or singular(re.sub(r"[',]", "", word))
+        return _base_form(self.word)
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,19 @@ class FoundName:
     start: int
     end: int
     name: str
+
+
+# A text says few words many times, and a chat reads its answer anew with every word that comes.
+@functools.lru_cache(maxsize=10_000)
+def _letters(word: str) -> str:
+    word = "and" if word == "&" else re.sub(r"[',]", "", word)
+    return NUMBER_WORDS.get(word, word)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _base_form(word: str) -> str:
+    word = word.removesuffix("'s")
+    return NUMBER_WORDS.get(word) or singular(re.sub(r"[',]", "", word))
 
 
 def singular(word: str) -> str:
@@ -86,14 +98,20 @@ def tokens(text: str) -> list[Token]:
 
 def _tokens_of_folded(text: str) -> tuple[str, list[int], list[Token]]:
     """The text folded, where each folded character begins in the text (and its end), and the tokens in it."""
+    if text.isascii():
+        folded = fold(text)
+        return folded, list(range(len(text) + 1)), _tokens_in(folded)
     # Folding changes lengths, and a letter and its marks fold as one.
     clusters = [match.group() for match in _CLUSTER.finditer(text)]
     pieces = [fold(cluster) for cluster in clusters]
     starts = itertools.accumulate(map(len, clusters), initial=0)
     places = [place for place, piece in zip(starts, pieces, strict=False) for _ in piece]
     folded = "".join(pieces)
-    found = [Token(match.start(), match.end(), match.group()) for match in _TOKEN.finditer(folded)]
-    return folded, [*places, len(text)], found
+    return folded, [*places, len(text)], _tokens_in(folded)
+
+
+def _tokens_in(folded: str) -> list[Token]:
+    return [Token(match.start(), match.end(), match.group()) for match in _TOKEN.finditer(folded)]
 
 
 def _end(places: list[int], token: Token) -> int:
