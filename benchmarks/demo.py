@@ -134,6 +134,7 @@ def tabs(engine: Engine) -> dict[str, Any]:
         for thread in threads:
             thread.join()
         resident.append(psutil.Process().memory_info().rss)
+    assert resident[-1] < 1.05 * resident[0], f"questions leave memory behind: {resident}"
     return {
         "questions": 3 * 4 * len(QUESTIONS),
         "answers that differ from those of a tab alone": wrong,

@@ -15,7 +15,7 @@ from unlearn_mlx.inference.asking import Answering, Piece
 from unlearn_mlx.session.chat_engine import ChatEngine
 
 RATE = 100  # tokens a second, of each of the modes
-TOKENS = 3000
+TOKENS = 512  # the longest answer that the app lets anybody ask for
 WORDS = "Harry told the old baker of the town that nobody had seen Hogwarts in the snow that winter .".split()
 
 

@@ -84,7 +84,7 @@ def _keys(folder: Path) -> dict[str, Any]:
 
 
 def _keys_beside_script(folder: Path) -> dict[str, Any]:
-    """The same while a script says 100 tokens a second, in one answer that grows to thousands."""
+    """The same while a script says 100 tokens a second, in answers as long as the app allows."""
     run = folder / "runs" / "harry-potter"
     terminal = Terminal((sys.executable, "-m", "benchmarks.scripted_chat", str(run)), PROJECT)
     terminal.until("New run")

@@ -32,7 +32,8 @@ from unlearn_mlx.text.printable import one_line
 from unlearn_mlx.topics import slug_of
 
 REDRAW = 1 / 15  # seconds between two drawings of an answer under way
-KEYS_SHARE = 8  # times as long as a drawing took, nothing is drawn again
+KEYS_SHARE = 12  # times as long as a drawing took, nothing is drawn again
+LONGEST_DRAWING = 1.0  # seconds; a screen that is not in sight does not say when it has been drawn
 USUAL_STRENGTH = 1.0
 
 
@@ -215,8 +216,12 @@ class ChatScreen(Section):
         if self._is_stale and (answering.ended or time.monotonic() >= self._draw_from):
             began, self._is_stale = time.monotonic(), False
             self._last_view().redraw()
-            # A long answer takes long to draw: most of the time is the keys'.
-            self._draw_from = time.monotonic() + KEYS_SHARE * (time.monotonic() - began)
+            self._draw_from = began + LONGEST_DRAWING
+            self.call_after_refresh(self._drawn, began)
+
+    def _drawn(self, began: float) -> None:
+        """A long answer takes long to draw, most of it in the layout: most of the time is the keys'."""
+        self._draw_from = time.monotonic() + KEYS_SHARE * (time.monotonic() - began)
 
     def _last_view(self) -> TurnView:
         return self.query(TurnView).last()
