@@ -4,6 +4,7 @@ Both are greedy, get the same prompts and length limit, and must write the same 
 have one thread or one a core, whichever is faster; ours have one in each of our processes.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -28,8 +29,7 @@ from unlearn_mlx.synthetic_data.hints import HINTS
 
 ANSWERS = 480
 ANSWER_TOKENS = 32
-PEER_BATCHES = (16, 32, 64, 128)
-TRIED_ANSWERS = 128  # to find the peer's best batch size
+PEER_BATCHES = (16, 32, 64, 128)  # each answers as many as the largest, to find the best
 
 
 def guarded_prompts(model: ChatModel, count: int, topic: str = "Harry Potter") -> list[tuple[int, ...]]:
@@ -43,14 +43,18 @@ def guarded_prompts(model: ChatModel, count: int, topic: str = "Harry Potter") -
     return prompts
 
 
-def measure(repeats: int, answers: int = ANSWERS) -> dict[str, Any]:
+def measure(
+    repeats: int, answers: int = ANSWERS, peer_batches: Sequence[int] = PEER_BATCHES
+) -> dict[str, Any]:
     """Seconds of both, their ratio, and how many texts are equal."""
     model = open_model()
     with model_workers(model) as workers:
-        return _measured(model, workers, repeats, answers)
+        return _measured(model, workers, repeats, answers, peer_batches)
 
 
-def _measured(model: ChatModel, workers: WorkerPool, repeats: int, answers: int) -> dict[str, Any]:
+def _measured(
+    model: ChatModel, workers: WorkerPool, repeats: int, answers: int, peer_batches: Sequence[int]
+) -> dict[str, Any]:
     prompts = guarded_prompts(model, answers)
     texts: dict[str, list[str]] = {}
 
@@ -69,11 +73,10 @@ def _measured(model: ChatModel, workers: WorkerPool, repeats: int, answers: int)
                 prefill_batch_size=min(batch, 8),  # its own default; more only adds memory here
             ).texts
 
-    tried = {
-        (batch, threads): seconds_of(partial(peer, batch, threads, TRIED_ANSWERS))
-        for threads in sorted({1, core_count()})
-        for batch in PEER_BATCHES
-    }
+    cores, count = core_count(), max(peer_batches)
+    tried = {(batch, cores): seconds_of(partial(peer, batch, cores, count)) for batch in peer_batches}
+    batch, _ = min(tried, key=lambda way: tried[way])
+    tried[batch, 1] = seconds_of(partial(peer, batch, 1, count))
     best = min(tried, key=lambda way: tried[way])
     seconds = in_turns(
         {"ours": lambda: seconds_of(ours), "batch_generate": lambda: seconds_of(lambda: peer(*best))}, repeats
