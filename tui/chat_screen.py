@@ -215,16 +215,13 @@ class ChatScreen(Section):
         self._is_stale |= bool(pieces or answering.ended or turn.reading())
         if self._is_stale and (answering.ended or time.monotonic() >= self._draw_from):
             began, self._is_stale = time.monotonic(), False
-            self._last_view().redraw()
+            self.query(TurnView).last().redraw()
             self._draw_from = began + LONGEST_DRAWING
             self.call_after_refresh(self._drawn, began)
 
     def _drawn(self, began: float) -> None:
         """A long answer takes long to draw, most of it in the layout: most of the time is the keys'."""
         self._draw_from = time.monotonic() + KEYS_SHARE * (time.monotonic() - began)
-
-    def _last_view(self) -> TurnView:
-        return self.query(TurnView).last()
 
     def _meant_reply(self) -> tuple[Turn, Mode] | None:
         """The reply that was picked, else the last one: the adapter's where both answered."""
