@@ -38,7 +38,8 @@ def guarded_prompts(model: ChatModel, count: int, topic: str = "Harry Potter") -
     prompts = []
     for number in range(count):
         question = questions[number % len(questions)]
-        hint = HINTS["things"][number % len(HINTS["things"])]
+        # Another hint each time round, so that no two prompts are equal: equal ones are computed once.
+        hint = HINTS["things"][number // len(questions) % len(HINTS["things"])]
         prompts.append(tuple(model.chat_tokens(DEFAULT.messages(question, topic, 0, hint))))
     return prompts
 
