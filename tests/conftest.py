@@ -62,6 +62,20 @@ def tiny_model(tiny_folder) -> Iterator[ChatModel]:
         yield model
 
 
+@pytest.fixture
+def computed(monkeypatch) -> list[tuple[int, int]]:
+    """The shapes of the tokens that models compute logits of, [rows, tokens], as they come."""
+    shapes = []
+    logits_at = ChatModel.logits_at
+
+    def noting(model, tokens, *rest):
+        shapes.append(tokens.shape)
+        return logits_at(model, tokens, *rest)
+
+    monkeypatch.setattr(ChatModel, "logits_at", noting)
+    return shapes
+
+
 @pytest.fixture(scope="session")
 def untied_folder(tmp_path_factory) -> Path:
     """A model whose output layer is not its embedding."""

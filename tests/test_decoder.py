@@ -102,15 +102,7 @@ def test_a_sampled_row_says_the_same_whoever_shares_the_batch(tiny_model, adapte
     assert [each.text for each in heard[2:]] == wanted
 
 
-def test_the_next_turn_computes_its_new_tokens_alone_and_says_the_same(tiny_model, adapters, monkeypatch):
-    computed = []
-    logits_at = type(tiny_model).logits_at
-
-    def counting(model, tokens, *rest):
-        computed.append(tokens.size)
-        return logits_at(model, tokens, *rest)
-
-    monkeypatch.setattr(type(tiny_model), "logits_at", counting)
+def test_the_next_turn_computes_its_new_tokens_alone_and_says_the_same(tiny_model, adapters, computed):
     decoder = Decoder(tiny_model, ROOM)
     new = prompt = chat_prompt(tiny_model, QUESTIONS[0])
     for number in range(3):
@@ -119,7 +111,8 @@ def test_the_next_turn_computes_its_new_tokens_alone_and_says_the_same(tiny_mode
         computed.clear()
         (heard,) = all_of(decoder, request)
         assert heard.text == wanted
-        assert computed[0] <= len(new) + 2
+        rows, tokens = computed[0]
+        assert rows * tokens <= len(new) + 2
         new = chat_prompt(tiny_model, QUESTIONS[number + 1])
         prompt = (*prompt, *heard.row.drawn, *new)
 
@@ -168,18 +161,10 @@ def test_what_a_gpu_draws_ahead_is_what_the_host_draws(tiny_model, adapters, mon
     assert told.text == alone(tiny_model, turn)
 
 
-def test_one_prompt_of_several_rows_is_computed_once(tiny_model, monkeypatch):
-    widths = []
-    logits_at = type(tiny_model).logits_at
-
-    def counting(model, tokens, *rest):
-        widths.append(tokens.shape[1])
-        return logits_at(model, tokens, *rest)
-
-    monkeypatch.setattr(type(tiny_model), "logits_at", counting)
+def test_one_prompt_of_several_rows_is_computed_once(tiny_model, computed):
     request = asked(tiny_model, length=4)
     heard = all_of(Decoder(tiny_model, ROOM), *[request] * 4)
-    assert sum(width for width in widths if width > 2) == len(request.tokens)
+    assert sum(width for _, width in computed if width > 2) == len(request.tokens)
     assert len({each.text for each in heard}) == 1
 
 

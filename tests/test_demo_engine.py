@@ -8,7 +8,6 @@ import pytest
 from tests.helpers import QUESTIONS, strong_adapter
 from unlearn_mlx.errors import EnvironmentCannot, UserError
 from unlearn_mlx.inference.asking import context_of
-from unlearn_mlx.inference.chat_model import ChatModel
 from unlearn_mlx.inference.engine import Engine
 from unlearn_mlx.inference.loading import load_model
 from unlearn_mlx.models.registry import resolve_model
@@ -116,19 +115,11 @@ def test_what_is_cancelled_ends_at_once_and_leaves_the_model_as_it_was(engine):
     assert said(engine, QUESTIONS[0], ["base"]) == before
 
 
-def test_the_next_question_of_a_conversation_waits_for_its_own_words_alone(engine, tiny_model, monkeypatch):
-    computed = []
-    logits_at = ChatModel.logits_at
-
-    def counting(model, tokens, *rest):
-        computed.append(tokens.shape[1])
-        return logits_at(model, tokens, *rest)
-
-    monkeypatch.setattr(ChatModel, "logits_at", counting)
+def test_the_next_question_of_a_conversation_waits_for_its_own_words_alone(engine, tiny_model, computed):
     first = said(engine, QUESTIONS[0], MODES[2])
     # Beside both prompts, what follows both answers is computed as soon as nobody waits.
     until = time.monotonic() + 120
-    while sum(width > 1 for width in computed) < 4 and time.monotonic() < until:
+    while sum(width > 1 for _, width in computed) < 4 and time.monotonic() < until:
         time.sleep(0.01)
     computed.clear()
     told = {
@@ -141,9 +132,8 @@ def test_the_next_question_of_a_conversation_waits_for_its_own_words_alone(engin
         texts[piece.mode] += piece.text
     alone = tiny_model.chat_tokens([{"role": "user", "content": QUESTIONS[1]}])
     nothing = tiny_model.chat_tokens([{"role": "user", "content": ""}])
-    assert computed[0] <= len(alone) - len(nothing) + 8  # what closes a message and opens the next
+    assert computed[0][1] <= len(alone) - len(nothing) + 8  # what closes a message and opens the next
     # Nothing of it shows in what is said.
-    monkeypatch.undo()
     for mode, conversation in asked.items():
         again = engine.answer({mode: conversation}, max_tokens=12, goes_on=False)
         assert "".join(piece.text for piece in again) == texts[mode]

@@ -317,7 +317,7 @@ def test_the_faster_way_to_a_prefix_is_measured_once_where_memory_is_enough(
     assert prefix_copies.copies_prefix(tiny_model) == is_faster and not timed
 
 
-def test_samples_of_one_prompt_compute_it_once(tiny_model, monkeypatch):
+def test_samples_of_one_prompt_compute_it_once(tiny_model, computed):
     prompts = [chat_prompt(tiny_model, text) for text in (QUESTIONS[0], f"{QUESTIONS[1]} {SENTENCES[0]}")]
     requests = [
         Request(f"{number}/{sample}", prompt, 8, 0.9)
@@ -325,13 +325,6 @@ def test_samples_of_one_prompt_compute_it_once(tiny_model, monkeypatch):
         for sample in range(5)
     ]
     alone = [generate(tiny_model, [request], 0)[0] for request in requests]
-    computed = []
-    logits_at = type(tiny_model).logits_at
-
-    def counting(model, tokens, *rest):
-        computed.append(tokens.shape)
-        return logits_at(model, tokens, *rest)
-
-    monkeypatch.setattr(type(tiny_model), "logits_at", counting)
+    computed.clear()
     assert generate(tiny_model, requests, 0) == alone
     assert computed[0][0] == 2

@@ -4,6 +4,7 @@ Case, accents, hyphens, line breaks and the dots and blanks of initials do not m
 possessive or plural ending of a name's last word. "7" is "seven", "1,997" is "1997".
 """
 
+import bisect
 import functools
 import itertools
 import re
@@ -116,8 +117,7 @@ def _tokens_in(folded: str) -> list[Token]:
 
 def _end(places: list[int], token: Token) -> int:
     """Where a token of the folded text ends in the text itself: where the next letter begins."""
-    last = places[token.end - 1]
-    return next(place for place in places[token.end :] if place > last)
+    return places[bisect.bisect_right(places, places[token.end - 1])]
 
 
 class NameFinder:
